@@ -1,0 +1,1 @@
+"""The podlane command: one command a file, one renderer."""

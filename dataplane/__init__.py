@@ -1,0 +1,1 @@
+"""The Kubernetes dataplane: from what users meant to what packets see."""
