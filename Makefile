@@ -1,0 +1,82 @@
+# `make help` lists what there is. Every target sets up what it needs first (tools/setup.sh).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+NODES ?= 3
+MODE ?= vxlan
+MANIFEST ?=
+ONLY ?=
+KERNELS ?= 6.1 6.12 newest
+ARGS ?=
+
+BIN := .venv/bin
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTHON_DIRS := $(wildcard dataplane cli bench tests)
+
+# Our C programs, as name=source: each becomes build/podlane-NAME, static, for it runs in other roots.
+C_PROGRAMS := \
+	stand-in=dataplane/lab/standin.c \
+	bench-load=bench/load.c
+C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$(pair)))),$(pair)))
+C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
+C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
+
+.PHONY: help setup demo test test-vm lint fmt bench tools lock clean
+
+help: ## what can be made
+	@echo "make TARGET [NAME=value…]:"
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
+
+setup: ## install Debian packages and .venv (says first what it changes; does nothing the second time)
+	@tools/setup.sh
+
+define c_program
+build/podlane-$(firstword $(subst =, ,$(1))): $(lastword $(subst =, ,$(1))) | setup
+	@mkdir -p build
+	$$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -static -pthread -o $$@ $$<
+endef
+$(foreach pair,$(C_PAIRS),$(eval $(call c_program,$(pair))))
+
+tools: setup $(C_TOOLS) ## compile the C programs into build/
+
+demo: tools ## a cluster on this machine: [MANIFEST=path] [NODES=3] [MODE=vxlan|native]
+	@echo "demo: makes namespaces of its own and takes them down again; needs root; about a minute"
+	@$(AS_ROOT) $(BIN)/podlane lab demo $(if $(MANIFEST),-f '$(MANIFEST)') --nodes '$(NODES)' --mode '$(MODE)'
+
+test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for pytest]
+	@echo "test: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
+	@$(AS_ROOT) $(BIN)/pytest tests/unit tests/program tests/network $(ARGS)
+
+test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"]
+	@tools/setup.sh vm
+	@$(AS_ROOT) $(BIN)/python -m tests.vm $(KERNELS)
+
+lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PYTHON_DIRS)
+	$(BIN)/lint-imports --no-logo
+	clang-format --dry-run -Werror $(C_FORMATTED)
+	$(BIN)/python -m dataplane.kernel.compiler --check-headers bpf/
+
+fmt: setup ## put Python and C into the form that lint wants
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	clang-format -i $(C_FORMATTED)
+
+bench: tools ## ours against the kernel's own: [ONLY=name]; tables, and build/bench/NAME.json
+	@echo "bench: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
+	@$(AS_ROOT) $(BIN)/python -m bench $(if $(ONLY),--only '$(ONLY)')
+
+lock: ## write requirements.lock anew from pyproject.toml, with today's versions
+	rm -rf build/lock
+	/usr/bin/python3 -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --upgrade --extra dev --generate-hashes --python-version 3.11 \
+		--no-header --no-annotate --output-file requirements.lock pyproject.toml
+	rm -rf build/lock
+
+clean: ## remove what was built (not .venv)
+	$(AS_ROOT) rm -rf build podlane.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	$(AS_ROOT) find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
