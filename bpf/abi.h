@@ -22,6 +22,17 @@
 /* Version of struct flow's meaning, within one ABI. */
 #define FLOW_VERSION 1
 
+/*
+ * How long a flow may be silent, in seconds. The programs use them to tell a
+ * dead flow from a live one, the agent's sweep to delete.
+ */
+#define LIFETIME_TCP_SYN 60
+#define LIFETIME_TCP_ESTABLISHED 21600
+#define LIFETIME_TCP_CLOSING 10
+#define LIFETIME_UDP_SINGLE 30
+#define LIFETIME_UDP_STREAM 180
+#define LIFETIME_OTHER 30
+
 /* A pod name has at most 253 bytes, a namespace 63; with '/' and the end. */
 #define NAME_LENGTH 320
 
@@ -164,7 +175,7 @@ struct node {
 	__be16 vxlan_port;
 	__u16 pod_mtu;
 	__u8 overlay_mac[6]; /* inner MAC of both ends, equal on all nodes */
-	__u8 zero[2];
+	__u8 gateway_mac[6]; /* MAC of every host veth: the gateway as pods see it */
 };
 
 struct uplink {
@@ -181,8 +192,7 @@ struct endpoint {
 	__u32 identity; /* for policy; zero until there is one */
 	__u32 flags;
 	__u8 mac[6]; /* pod side */
-	__u8 host_mac[6]; /* host side: the gateway as pods see it */
-	__u8 zero[4];
+	__u8 zero[2];
 };
 
 /* ---- routes: longest prefix first ---- */

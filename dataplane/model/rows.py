@@ -42,6 +42,7 @@ class NodeRow:
     vxlan_port: int
     pod_mtu: int
     overlay_mac: bytes
+    gateway_mac: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,6 @@ class EndpointRow:
     ifindex: int
     id: int
     mac: bytes
-    host_mac: bytes
     identity: int = 0
     flags: int = 0
 
