@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C source as one text, and what that text says of itself: maps' scopes, programs.
+
+bcc keeps its rewrites of the main file only, so own includes are put into it, with
+`#line` so that errors still name the real file. Must not know bcc or the kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import dataplane
+from dataplane.kernel import bpf
+from dataplane.model.errors import CompileError
+
+MAIN = "datapath.c"
+SHIM = "shim"
+
+_OWN_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
+_MAP = re.compile(
+    r"^(FAMILY|SHARED)_MAP\s*\(\s*\"\w+\"\s*,[^;]*?,\s*(\w+)\s*,[^,;]*,[^,;]*\)\s*;", re.M
+)
+_PROGRAM = re.compile(r"^int\s+(\w+)\s*\(\s*struct\s+(\w+)\s*\*", re.M)
+
+# Program type and expected attach type by what the program is given.
+_CONTEXTS = {"__sk_buff": (bpf.PROG_SCHED_CLS, 0)}
+
+
+def find_sources() -> Path | None:
+    """The folder bpf/ beside the package; None where only the bundle is shipped."""
+    folder = Path(dataplane.__file__).resolve().parents[1] / "bpf"
+    return folder if (folder / "abi.h").exists() else None
+
+
+def digest(folder: Path) -> str:
+    """sha256 over names and texts of all C files of the folder and its shim."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.[ch]")):
+        total.update(f"{path.relative_to(folder)}\0".encode())
+        total.update(path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def inline(path: Path, seen: set[Path] | None = None) -> str:
+    """The file's text with each own header put in where it is first included.
+
+    Raises:
+        CompileError: an own header is not there.
+    """
+    seen = set() if seen is None else seen
+    path = path.resolve()
+    seen.add(path)
+    shown = f"{path.parent.name}/{path.name}"
+    out = [f'#line 1 "{shown}"']
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        include = _OWN_INCLUDE.match(line)
+        if not include:
+            out.append(line)
+            continue
+        header = (path.parent / include.group(1)).resolve()
+        if not header.exists():
+            raise CompileError(f"{shown}:{number}", f"no such file: {header.name}\n\t{line.strip()}")
+        if header not in seen:
+            out.append(inline(header, seen).rstrip("\n"))
+        out.append(f'#line {number + 1} "{shown}"')
+    return "\n".join(out) + "\n"
+
+
+def map_scopes(text: str) -> Mapping[str, bool]:
+    """By map name, whether there is one a family (FAMILY_MAP) rather than one a node."""
+    return {name: scope == "FAMILY" for scope, name in _MAP.findall(text)}
+
+
+def program_types(text: str) -> Mapping[str, tuple[int, int]]:
+    """By the name of each non-static function, its program type and expected attach type."""
+    return {name: _CONTEXTS[c] for name, c in _PROGRAM.findall(text) if c in _CONTEXTS}
