@@ -69,9 +69,10 @@ class ServicePort:
 class Service:
     """A Service as kube-proxy sees it, plus what is needed to select its pods.
 
+    families is ipFamilies, or the families of cluster_ips where that is not given.
     load_balancer_ips holds only ingress entries with an `ip` and ipMode VIP or unset.
     affinity_seconds is 0 without sessionAffinity ClientIP. skipped says why a proxy
-    must leave this Service alone (a label); empty otherwise.
+    must leave this Service alone (a label's key); empty otherwise.
     """
 
     namespace: str
@@ -90,6 +91,7 @@ class Service:
     selector: Mapping[str, str] | None = None
     created: str = ""
     skipped: str = ""
+    families: tuple[Family, ...] = ()
 
     @property
     def key(self) -> ObjectKey:
@@ -189,15 +191,6 @@ class Pod:
 Object = Service | EndpointSlice | Node | Pod
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a source saw since its last batch; `synced` once every kind is complete."""
-
-    upserts: tuple[Object, ...] = ()
-    deletes: tuple[ObjectKey, ...] = ()
-    synced: bool = False
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
     """An object, or a part of it, that is not served: its name, field and reason."""
@@ -208,3 +201,16 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.object}: {self.field}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a source saw since its last batch; `synced` once every kind is complete.
+
+    problems is the whole list as of now, not what was added to it.
+    """
+
+    upserts: tuple[Object, ...] = ()
+    deletes: tuple[ObjectKey, ...] = ()
+    synced: bool = False
+    problems: tuple[Problem, ...] = ()
