@@ -83,6 +83,13 @@ class RouteRow:
     hop: IPAddress | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """struct peer; its key (struct peer_key) is the node's address, of either family."""
+
+    node_id: int
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class FrontendKey:
     """struct frontend_key; port 0 with protocol 0 is the whole address."""
@@ -111,6 +118,11 @@ class BackendSet:
     def __int__(self) -> int:
         """The u64 that packets read (bpf/abi.h, struct service)."""
         return self.base << 36 | self.count << 16 | self.epoch
+
+    @classmethod
+    def parse(cls, word: int) -> BackendSet:
+        """The set that a u64 of `ServiceRow` means."""
+        return cls(word >> 36, word >> 16 & 0xFFFFF, word & 0xFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +161,10 @@ class NameKey:
 
     kind: int
     id: int
+
+
+@dataclass(frozen=True, slots=True)
+class NameRow:
+    """struct name; what a Service's text says is decided in dataplane.model.names."""
+
+    text: str
