@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network settings of one namespace: files under /proc/sys.
+
+In a container /proc/sys is read-only, so the root is an option (the host's own, mounted
+elsewhere). Must not know which settings podlane wants.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataplane.kernel.netns import Netns, run_in
+from dataplane.model.errors import BadEnvironment
+
+
+class Sysctls:
+    """Read and write settings by their path below /proc/sys, such as net/ipv4/ip_forward."""
+
+    def __init__(self, netns: Netns | None = None, root: Path = Path("/proc/sys")) -> None:
+        self._netns, self._root = netns, root
+
+    def read(self, name: str) -> str | None:
+        """The setting's value without its newline; None if this kernel has none of it."""
+        path = self._root / name
+
+        def inside() -> str | None:
+            try:
+                return path.read_text().strip()
+            except FileNotFoundError:
+                return None
+
+        return inside() if self._netns is None else run_in(self._netns, inside)
+
+    def write(self, name: str, value: str) -> None:
+        """Set it.
+
+        Raises:
+            BadEnvironment: the kernel has no such setting, or it may not be written.
+        """
+        path = self._root / name
+        try:
+            if self._netns is None:
+                path.write_text(value)
+            else:
+                run_in(self._netns, lambda: path.write_text(value))
+        except OSError as failure:
+            raise BadEnvironment(
+                f"setting {path}",
+                f"can't be set to {value!r}: {failure.strerror}",
+                "run as root with a writable /proc/sys/net",
+            ) from failure
