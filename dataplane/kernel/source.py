@@ -25,6 +25,9 @@ _MAP = re.compile(
 )
 _PROGRAM = re.compile(r"^int\s+(\w+)\s*\(\s*struct\s+(\w+)\s*\*", re.M)
 
+# bcc puts lines before functions and joins calls that it rewrites; after these, count anew.
+_RESTARTS = frozenset({"", "{"})
+
 # Program type and expected attach type by what the program is given.
 _CONTEXTS = {"__sk_buff": (bpf.PROG_SCHED_CLS, 0)}
 
@@ -59,6 +62,8 @@ def inline(path: Path, seen: set[Path] | None = None) -> str:
         include = _OWN_INCLUDE.match(line)
         if not include:
             out.append(line)
+            if line in _RESTARTS:
+                out.append(f'#line {number + 1} "{shown}"')
             continue
         header = (path.parent / include.group(1)).resolve()
         if not header.exists():

@@ -17,7 +17,8 @@ typedef unsigned long size_t;
 typedef unsigned long uintptr_t;
 typedef _Bool bool;
 
-#define true  1
+#define NULL ((void *)0)
+#define true 1
 #define false 0
 
 #endif
