@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's config: a YAML file in, one frozen value out, or an error that names the key.
+
+Unknown keys are refused, so that a typing mistake never passes as a default. Must not
+look at the machine: what depends on it (addresses, devices) is found by `agent.node`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import yaml
+
+from dataplane.model.errors import BadInput
+from dataplane.model.net import IPAddress, IPNetwork, family_of
+
+T = TypeVar("T")
+
+MODES = ("vxlan", "native")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_DEVICE = re.compile(r"[^\s/:]{1,15}")
+_MTU_MIN, _MTU_MAX = 1280, 65535
+_SOCKET_PATH_MAX = 107  # sun_path less the zero at its end
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One node's settings; the key in YAML is the field's name in camelCase.
+
+    Empty tuples and zeros mean "not given": the Node object or the machine decides.
+    """
+
+    node_name: str = ""
+    pod_cidrs: tuple[IPNetwork, ...] = ()
+    cluster_cidrs: tuple[IPNetwork, ...] = ()
+    service_cidrs: tuple[IPNetwork, ...] = ()
+    node_addresses: tuple[IPAddress, ...] = ()
+    node_port_addresses: tuple[IPNetwork, ...] = ()
+    localhost_node_ports: bool = False
+    masquerade_all: bool = False
+    non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
+    mode: str = "vxlan"
+    uplinks: tuple[str, ...] = ()
+    mtu: int = 0
+    api_server: str = ""
+    kubeconfig: str = ""
+    map_sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    cni_bin_dir: Path = Path("/opt/cni/bin")
+    cni_conf_dir: Path = Path("/etc/cni/net.d")
+    run_dir: Path = Path("/run/podlane")
+    state_dir: Path = Path("/var/lib/podlane")
+    bpffs_dir: Path = Path("/sys/fs/bpf/podlane")
+    cgroup_root: Path = Path("/sys/fs/cgroup")
+    metrics_address: str = ""
+    takeover: bool = False
+
+
+def load(path: Path, *, node_name: str = "") -> Config:
+    """Read a config file; `node_name` from the command line wins over the file's.
+
+    Raises:
+        BadInput: unreadable, not YAML (with line and column), an unknown key, a value of a
+            wrong type, or settings that contradict each other.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        why = failure.strerror if isinstance(failure, OSError) else "is not UTF-8 text"
+        raise BadInput(f"config {path}", str(why)) from failure
+    try:
+        document = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.MarkedYAMLError as failure:
+        mark = failure.problem_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise BadInput(f"config {path}{place}", failure.problem or "is not YAML") from failure
+    except yaml.YAMLError as failure:
+        raise BadInput(f"config {path}", f"is not YAML: {failure}") from failure
+    return parse({} if document is None else document, str(path), node_name=node_name)
+
+
+def parse(document: object, source: str, *, node_name: str = "") -> Config:
+    """Check a decoded document; `source` names it in errors."""
+    if not isinstance(document, dict):
+        raise BadInput(f"config {source}", "is not a mapping of keys to values")
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        known = _KEYS.get(key) if isinstance(key, str) else None
+        if known is None:
+            raise BadInput(
+                f"config {source}: {key}", "unknown key", f"known keys: {', '.join(sorted(_KEYS))}"
+            )
+        if value is None:
+            continue  # `key:` with nothing after it: not given
+        name, reader = known
+        try:
+            values[name] = reader(value)
+        except ValueError as failure:
+            raise BadInput(f"config {source}: {key}", str(failure)) from failure
+    if node_name:
+        values["node_name"] = _node_name(node_name)
+    values.setdefault("node_name", socket.gethostname().lower())
+    config = Config(**values)
+    _refuse_contradictions(config, source)
+    return config
+
+
+def _refuse_contradictions(config: Config, source: str) -> None:
+    families = [family_of(cidr) for cidr in config.pod_cidrs]
+    if len(set(families)) != len(families):
+        raise BadInput(f"config {source}: podCIDRs", "more than one range of a family")
+    for cidr in config.pod_cidrs:
+        if cidr.num_addresses < 4:
+            raise BadInput(
+                f"config {source}: podCIDRs", f"{cidr} has no room for a router and a pod"
+            )
+        for other in config.service_cidrs:
+            if cidr.version == other.version and cidr.overlaps(other):
+                raise BadInput(
+                    f"config {source}: serviceCIDRs", f"{other} overlaps podCIDRs' {cidr}"
+                )
+    if config.api_server and config.kubeconfig:
+        raise BadInput(
+            f"config {source}: kubeconfig", "apiServer is given too", "give one of the two"
+        )
+    longest = config.run_dir / "cni.sock"
+    if len(bytes(longest)) > _SOCKET_PATH_MAX:
+        raise BadInput(
+            f"config {source}: runDir",
+            f"{longest} is longer than a socket's path may be ({_SOCKET_PATH_MAX} bytes)",
+        )
+
+
+# -- readers of one value: each returns it checked or raises ValueError with the reason --------
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text, not {value!r}")
+    return value
+
+
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return value
+
+
+def _node_name(value: object) -> str:
+    name = _text(value)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no node name (lower-case letters, digits, '-' and '.')")
+    return name
+
+
+def _list(reader: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
+    def read(value: object) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"must be a list, not {value!r}")
+        found = tuple(reader(item) for item in value)
+        if len(set(found)) != len(found):
+            raise ValueError("names one thing twice")
+        return found
+
+    return read
+
+
+def _network(value: object) -> IPNetwork:
+    text = _text(value)
+    if "/" not in text:
+        raise ValueError(f"{text!r} is no range: it has no '/'")
+    return ip_network(text)  # its ValueError says what is wrong with it
+
+
+def _address(value: object) -> IPAddress:
+    address = ip_address(_text(value))
+    if address.is_unspecified or address.is_multicast or address.is_loopback:
+        raise ValueError(f"{address} can't be a node's address")
+    return address
+
+
+def _device(value: object) -> str:
+    name = _text(value)
+    if not _DEVICE.fullmatch(name) or name in (".", ".."):
+        raise ValueError(f"{name!r} is no device name")
+    return name
+
+
+def _mode(value: object) -> str:
+    if value not in MODES:
+        raise ValueError(f"must be one of {', '.join(MODES)}, not {value!r}")
+    return str(value)
+
+
+def _mtu(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"must be a number, not {value!r}")
+    if not _MTU_MIN <= value <= _MTU_MAX:
+        raise ValueError(f"must be {_MTU_MIN} to {_MTU_MAX}, not {value}")
+    return value
+
+
+def _sizes(value: object) -> Mapping[str, int]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping of map names to numbers, not {value!r}")
+    for name, size in value.items():
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
+            raise ValueError(f"{name}: must be a number of entries, not {size!r}")
+    return MappingProxyType({_text(name): size for name, size in value.items()})
+
+
+def _path(value: object) -> Path:
+    path = Path(_text(value))
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"must be an absolute path without '..', not {value!r}")
+    return path
+
+
+_KEYS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
+    "nodeName": ("node_name", _node_name),
+    "podCIDRs": ("pod_cidrs", _list(_network)),
+    "clusterCIDRs": ("cluster_cidrs", _list(_network)),
+    "serviceCIDRs": ("service_cidrs", _list(_network)),
+    "nodeAddresses": ("node_addresses", _list(_address)),
+    "nodePortAddresses": ("node_port_addresses", _list(_network)),
+    "localhostNodePorts": ("localhost_node_ports", _bool),
+    "masqueradeAll": ("masquerade_all", _bool),
+    "nonMasqueradeCIDRs": ("non_masquerade_cidrs", _list(_network)),
+    "mode": ("mode", _mode),
+    "uplinks": ("uplinks", _list(_device)),
+    "mtu": ("mtu", _mtu),
+    "apiServer": ("api_server", _text),
+    "kubeconfig": ("kubeconfig", _text),
+    "mapSizes": ("map_sizes", _sizes),
+    "cniBinDir": ("cni_bin_dir", _path),
+    "cniConfDir": ("cni_conf_dir", _path),
+    "runDir": ("run_dir", _path),
+    "stateDir": ("state_dir", _path),
+    "bpffsDir": ("bpffs_dir", _path),
+    "cgroupRoot": ("cgroup_root", _path),
+    "metricsAddress": ("metrics_address", _text),
+    "takeover": ("takeover", _bool),
+}
