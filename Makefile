@@ -46,7 +46,7 @@ demo: tools ## a cluster on this machine: [MANIFEST=path] [NODES=3] [MODE=vxlan|
 
 test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for pytest]
 	@echo "test: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
-	@$(AS_ROOT) $(BIN)/pytest tests/unit tests/program tests/network $(ARGS)
+	@$(AS_ROOT) $(BIN)/pytest tests/unit tests/vm tests/program tests/network $(ARGS)
 
 test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"]
 	@tools/setup.sh vm

@@ -19,7 +19,7 @@ PACKAGES=(
 	# pip and apt over TLS
 	ca-certificates
 )
-VM_PACKAGES=(qemu-system-x86 busybox-static xz-utils debian-archive-keyring)
+VM_PACKAGES=(qemu-system-x86 file debian-archive-keyring)
 PYTHON=/usr/bin/python3   # bcc is there and nowhere else; `python3` on the PATH may be another one
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 2; }

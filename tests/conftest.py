@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: markers by folder, the need for root, and the rule about skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests import allowed_skips
+
+TESTS = Path(__file__).parent
+LEVELS = ("unit", "program", "network", "cluster", "vm")
+IN_CI = os.environ.get("CI") == "true"
+
+# A machine under emulation is slow for reasons that no test is about.
+settings.register_profile("podlane", deadline=None)
+settings.load_profile("podlane")
+
+_unexpected_skips: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the level whose folder it is in."""
+    for item in items:
+        level = item.path.relative_to(TESTS).parts[0]
+        if level in LEVELS:
+            item.add_marker(level)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Load programs and make namespaces only as root."""
+    needs_root = any(item.get_closest_marker(level) for level in ("program", "network"))
+    if needs_root and os.geteuid() != 0:
+        pytest.skip("needs root: it loads BPF programs or makes network namespaces")
+
+
+def _note_skip(where: str, longrepr: object) -> None:
+    reason = str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if allowed_skips.find(reason, allowed_skips.load()) is None:
+        _unexpected_skips.append(f"{where}: {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note a skipped test (an expected failure is none)."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _note_skip(report.nodeid, report.longrepr)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Note a skipped file."""
+    if report.skipped:
+        _note_skip(report.nodeid, report.longrepr)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, fail a run with a skip that is not on the list."""
+    if IN_CI and _unexpected_skips and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the skips that CI does not accept."""
+    if IN_CI and _unexpected_skips:
+        terminalreporter.section("skips that are not in tests/allowed-skips.txt", red=True)
+        for skip in _unexpected_skips:
+            terminalreporter.line(skip)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make test-vm`: the program tests and a small network test under other kernels.
+
+Must not hide a test: each kernel's count is the host's, less the skips that
+`tests/allowed-skips.txt` names, or the run fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests import allowed_skips
+from tests.vm import kernels, machine, report
+
+SELECTION = ["tests/program", "tests/network", "-m", "program or vm"]
+AT_A_TIME = 2  # one emulated CPU each
+SHOWN_LINES = 40
+
+
+def collect() -> list[str]:
+    """The names of the tests that this machine would run, as a JUnit file has them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *SELECTION],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0:
+        sys.exit(f"test-vm: this machine can't collect the tests:\n{done.stdout}{done.stderr}")
+    return [report.junit_name(line) for line in done.stdout.splitlines() if "::" in line]
+
+
+def _tail(path: Path) -> str:
+    if not path.is_file():
+        return f"({path} was not written)"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
+
+
+def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
+    """A run in words, and whether it is as it should be."""
+    name = run.kernel.name
+    if run.junit is None:
+        why = f"ran out of its {limit / 60:g} minutes" if run.timed_out else "ended early"
+        log = run.results / ("console.log" if run.booted is None else "pytest.log")
+        return f"{name:8} FAILED: the guest {why}; the end of {log}:\n{_tail(log)}", False
+    found = report.compare(host, run.junit.read_text(encoding="utf-8"), allowed_skips.load())
+    skips = ", ".join(f"{count} for want of {word}" for word, count in found.named_skips.items())
+    lines = [
+        f"{name:8} {'ok' if found.ok else 'FAILED'}: {found.passed} of {len(host)} tests passed"
+        f"{f', skipped {skips}' if skips else ''}, {len(found.failed)} failed"
+        f"  (Linux {run.release}; booted in {run.booted:.0f} s, {run.seconds:.0f} s in all)"
+    ]
+    lines += [f"    failed: {test}: {words}" for test, words in found.failed.items()]
+    lines += [
+        f"    skip not on the list: {test}: {why}" for test, why in found.unnamed_skips.items()
+    ]
+    lines += [f"    not run: {test}" for test in found.missing]
+    lines += [f"    not a test of this machine: {test}" for test in found.extra]
+    if not found.ok:
+        lines.append(f"  the end of {run.results}/pytest.log:\n{_tail(run.results / 'pytest.log')}")
+    return "\n".join(lines), found.ok
+
+
+def main() -> int:
+    """Run the kernels that the command line names; 0 if each is as it should be."""
+    parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
+    parser.add_argument(
+        "kernels", nargs="*", metavar="KERNEL", help="6.1, 6.12, newest; default: all"
+    )
+    parser.add_argument("--minutes", type=float, default=15, help="time limit of one kernel")
+    options = parser.parse_args()
+    names = options.kernels or list(kernels.SOURCES)
+    limit = options.minutes * 60
+    build = Path.cwd() / "build"
+
+    host = collect()
+    print(f"host     {len(host)} tests collected", flush=True)
+    try:
+        guests = [kernels.obtain(name, build / "cache/kernels") for name in names]
+    except kernels.KernelError as error:
+        print(f"test-vm: {error}", file=sys.stderr)
+        return 2
+
+    def run(kernel: kernels.Kernel) -> machine.Run:
+        return machine.run_tests(kernel, SELECTION, build / "vm" / kernel.name, limit)
+
+    good = 0
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for done in pool.map(run, guests):
+            words, ok = _judge(done, host, limit)
+            print(words, flush=True)
+            good += ok
+    print(f"kernels: {good} passed, {len(guests) - good} failed")
+    return 0 if good == len(guests) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
