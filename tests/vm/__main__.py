@@ -50,15 +50,14 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
         return f"{name:8} FAILED: the guest {why}; the end of {log}:\n{_tail(log)}", False
     found = report.compare(host, run.junit.read_text(encoding="utf-8"), allowed_skips.load())
     skips = ", ".join(f"{count} for want of {word}" for word, count in found.named_skips.items())
+    unnamed = found.unnamed_skips.items()
     lines = [
         f"{name:8} {'ok' if found.ok else 'FAILED'}: {found.passed} of {len(host)} tests passed"
         f"{f', skipped {skips}' if skips else ''}, {len(found.failed)} failed"
         f"  (Linux {run.release}; booted in {run.booted:.0f} s, {run.seconds:.0f} s in all)"
     ]
     lines += [f"    failed: {test}: {words}" for test, words in found.failed.items()]
-    lines += [
-        f"    skip not on the list: {test}: {why}" for test, why in found.unnamed_skips.items()
-    ]
+    lines += [f"    skip not on the list: {test}: {why}" for test, why in unnamed]
     lines += [f"    not run: {test}" for test in found.missing]
     lines += [f"    not a test of this machine: {test}" for test in found.extra]
     if not found.ok:
@@ -69,9 +68,7 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
 def main() -> int:
     """Run the kernels that the command line names; 0 if each is as it should be."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
-    parser.add_argument(
-        "kernels", nargs="*", metavar="KERNEL", help="6.1, 6.12, newest; default: all"
-    )
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="6.1, 6.12 or newest")
     parser.add_argument("--minutes", type=float, default=15, help="time limit of one kernel")
     options = parser.parse_args()
     names = options.kernels or list(kernels.SOURCES)

@@ -72,7 +72,7 @@ def mirror(index_targets: str) -> str:
         if release in ("bookworm", "oldstable", "stable") and component == "main":
             return uri
     raise KernelError(
-        "apt's sources name no mirror of Debian 12's main archive: add one, for kernels come from it"
+        "apt's sources name no mirror of Debian 12's main archive: kernels come from it, add one"
     )
 
 
@@ -86,8 +86,8 @@ def _run(command: list[str], what: str, cwd: Path | None = None) -> str:
 def _apt_options(folder: Path, suite: str) -> list[str]:
     """Options that give apt a source list and a state of their own in a folder."""
     targets = _run(
-        ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"]
-        + ["Created-By: Packages"],
+        ["apt-get", "indextargets", "Created-By: Packages"]
+        + ["--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"],
         "apt's sources can't be read",
     )
     for part in ("lists/partial", "cache/archives/partial"):
