@@ -34,7 +34,7 @@ class Comparison:
 
 
 def junit_name(node_id: str) -> str:
-    """A pytest node id in the words of a JUnit file: `a/test_b.py::C::t[x]` is `a.test_b.C::t[x]`."""
+    """A pytest node id in JUnit's words: `a/test_b.py::C::t[x]` is `a.test_b.C::t[x]`."""
     path, bracket, parameters = node_id.partition("[")
     file, *names = path.split("::")
     *classes, test = names
@@ -43,7 +43,7 @@ def junit_name(node_id: str) -> str:
 
 
 def compare(host: Iterable[str], junit: str, allowed: list[AllowedSkip]) -> Comparison:
-    """Judge a guest's JUnit file by the names (`junit_name`) of the tests that the host collects."""
+    """Judge a guest's JUnit file by the tests that the host collects (names as `junit_name`)."""
     outcomes: dict[str, tuple[str, str]] = {}
     for case in ElementTree.fromstring(junit).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
