@@ -96,7 +96,9 @@ class TestRun:
 
 
 def _bpf(command: int, call: str, attr: bytearray | ctypes.Array[ctypes.c_char]) -> int:
-    buffer = attr if isinstance(attr, ctypes.Array) else (ctypes.c_char * len(attr)).from_buffer(attr)
+    buffer = (
+        attr if isinstance(attr, ctypes.Array) else (ctypes.c_char * len(attr)).from_buffer(attr)
+    )
     number = _NUMBERS.get(platform.machine())
     if number is None:
         raise BpfError(errno.ENOSYS, call)

@@ -188,9 +188,7 @@ def _flags(family: int, options: Mapping[str, str]) -> list[str]:
     return [*flags, f"-DFAMILY={family}", *(f"-D{n}={v}" for n, v in options.items())]
 
 
-def _compile(
-    text: str, family: int, options: Mapping[str, str], sources: Path
-) -> tuple[Any, str]:
+def _compile(text: str, family: int, options: Mapping[str, str], sources: Path) -> tuple[Any, str]:
     bcc = _bcc(sources)
     with _captured() as output:
         try:
@@ -237,9 +235,7 @@ def _program(
     ), log
 
 
-def _verify(
-    module: Any, hook: str, name: str, type_: tuple[int, int], sources: Path
-) -> str:
+def _verify(module: Any, hook: str, name: str, type_: tuple[int, int], sources: Path) -> str:
     """Load once through bcc, which brings line information; the verifier's log."""
     library, function = _library(), hook.encode()
 

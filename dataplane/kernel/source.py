@@ -67,7 +67,9 @@ def inline(path: Path, seen: set[Path] | None = None) -> str:
             continue
         header = (path.parent / include.group(1)).resolve()
         if not header.exists():
-            raise CompileError(f"{shown}:{number}", f"no such file: {header.name}\n\t{line.strip()}")
+            raise CompileError(
+                f"{shown}:{number}", f"no such file: {header.name}\n\t{line.strip()}"
+            )
         if header not in seen:
             out.append(inline(header, seen).rstrip("\n"))
         out.append(f'#line {number + 1} "{shown}"')
