@@ -141,6 +141,7 @@ def _build(table: Table, layout: Struct, row: type | None) -> tuple[Pack, Parse]
     if form.size != layout.size:
         raise Contradiction(f"struct {layout.name}", f"{form.size} bytes, not {layout.size}")
     getter: Callable[[Any], Iterable[Any]]
+    make: Callable[[list[Any]], Any]
     if row is None:
         count = len(names)
         getter, make = (lambda one: (one,) * count), itemgetter(0)
@@ -159,9 +160,8 @@ def _build(table: Table, layout: Struct, row: type | None) -> tuple[Pack, Parse]
                 values[place] = convert(values[place])
             return form.pack(*values)
         except (struct.error, ValueError, IndexError, AttributeError) as error:
-            raise Contradiction(
-                what, f"{value} does not fit struct {layout.name}: {error}"
-            ) from None
+            why = f"{value} does not fit struct {layout.name}: {error}"
+            raise Contradiction(what, why) from None
 
     def parse(data: bytes) -> Any:
         values = list(form.unpack(data))

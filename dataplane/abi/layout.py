@@ -12,6 +12,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dataplane
 from dataplane.abi import header
@@ -116,11 +117,11 @@ class Abi:
                 raise Contradiction(f"bpf/abi.h: struct {name}", f"padding before {field.name}")
         return Struct(name, tuple(fields), offset, ctype)
 
-    def _ctype(self, c_type: str, count: int) -> type:
+    def _ctype(self, c_type: str, count: int) -> Any:
         if c_type == "char":
             return ctypes.c_char * count
         kind, _, name = c_type.partition(" ")
-        base: type[ctypes._CData] = self.struct(name).ctype if kind == "struct" else _NATIVE[c_type]
+        base: Any = self.struct(name).ctype if kind == "struct" else _NATIVE[c_type]
         return base * count if count else base
 
 

@@ -293,7 +293,7 @@ def prog_load(
 def prog_test_run(
     fd: int, data: bytes, context: bytes = b"", repeat: int = 1, room: int = 256, flags: int = 0
 ) -> TestRun:
-    """Run a program on a packet; `room` is how many bytes it may add. context: a struct __sk_buff."""
+    """Run a program on a packet that may grow by `room`; context: a struct __sk_buff."""
     out = ctypes.create_string_buffer(len(data) + room)
     context_out = ctypes.create_string_buffer(len(context)) if context else None
     attr = bytearray(80)

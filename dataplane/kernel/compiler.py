@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dataplane.abi import header
 from dataplane.kernel import bpf, bundle, source, verifier
 from dataplane.kernel.bundle import Bundle, MapSpec, Program
 from dataplane.model.errors import BadEnvironment, BadInput, CompileError, PodlaneError
@@ -118,7 +119,7 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
     if compiler is None:
         raise BadEnvironment("bcc", "not installed", "apt-get install python3-bpfcc")
     text = source.inline(sources / source.MAIN)
-    scopes, types = source.map_scopes(text), source.program_types(text)
+    declared, types = header.maps(text), source.program_types(text)
     maps: dict[str, MapSpec] = {}
     programs: list[Program] = []
     log = ""
@@ -126,9 +127,9 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
         module, output = _compile(text, family, options, sources)
         log += output
         pins: dict[int, str] = {}
-        for name, is_family in scopes.items():
+        for name, declaration in declared.items():
             fd = module[name].map_fd
-            spec = _map_spec(name, family if is_family else 0, fd)
+            spec = _map_spec(name, family if declaration.per_family else 0, fd)
             if maps.setdefault(spec.pin, spec) != spec:
                 raise CompileError(name, "shared map whose shape differs between the families")
             pins[fd] = spec.pin
@@ -160,10 +161,10 @@ def _no_version() -> re.Match[str]:
 def check_headers(folder: Path) -> list[CompileError]:
     """Compile each header alone, for both families; what does not."""
     failures = []
-    for header in sorted(folder.glob("*.h")):
+    for path in sorted(folder.glob("*.h")):
         try:
             for family in FAMILIES:
-                _compile(source.inline(header), family, {}, folder)
+                _compile(source.inline(path), family, {}, folder)
         except CompileError as error:
             failures.append(error)
     return failures

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C source as one text, and what that text says of itself: maps' scopes, programs.
+"""The C source as one text, and what programs that text holds.
 
 bcc keeps its rewrites of the main file only, so own includes are put into it, with
 `#line` so that errors still name the real file. Must not know bcc or the kernel.
@@ -20,9 +20,6 @@ MAIN = "datapath.c"
 SHIM = "shim"
 
 _OWN_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
-_MAP = re.compile(
-    r"^(FAMILY|SHARED)_MAP\s*\(\s*\"\w+\"\s*,[^;]*?,\s*(\w+)\s*,[^,;]*,[^,;]*\)\s*;", re.M
-)
 _PROGRAM = re.compile(r"^int\s+(\w+)\s*\(\s*struct\s+(\w+)\s*\*", re.M)
 
 # bcc puts lines before functions and joins calls that it rewrites; after these, count anew.
@@ -67,18 +64,12 @@ def inline(path: Path, seen: set[Path] | None = None) -> str:
             continue
         header = (path.parent / include.group(1)).resolve()
         if not header.exists():
-            raise CompileError(
-                f"{shown}:{number}", f"no such file: {header.name}\n\t{line.strip()}"
-            )
+            why = f"no such file: {include.group(1)}\n\t{line.strip()}"
+            raise CompileError(f"{shown}:{number}", why)
         if header not in seen:
             out.append(inline(header, seen).rstrip("\n"))
         out.append(f'#line {number + 1} "{shown}"')
     return "\n".join(out) + "\n"
-
-
-def map_scopes(text: str) -> Mapping[str, bool]:
-    """By map name, whether there is one a family (FAMILY_MAP) rather than one a node."""
-    return {name: scope == "FAMILY" for scope, name in _MAP.findall(text)}
 
 
 def program_types(text: str) -> Mapping[str, tuple[int, int]]:

@@ -20,9 +20,7 @@ _PROCESSED = re.compile(r"^processed (\d+) insns", re.M)
 _STACK = re.compile(r"^stack depth (\d+(?:\+\d+)*)", re.M)
 _SOURCE_LINE = re.compile(r"^;.* @ (?P<where>\S+:\d+)$")
 _INSTRUCTION = re.compile(r"^\d+: \([0-9a-f]{2}\) ")
-_STATE = re.compile(
-    r"^(from )?\d+( to \d+)?: |^R\d|^frame\d|^last_idx|^regs=|^parent|^mark_precise"
-)
+_STATE = re.compile(r"^(from )?\d+( to \d+)?: |^R\d|^frame\d|^(last_idx|regs=|parent|mark_precise)")
 _STATISTICS = ("verification time", "stack depth", "processed ", "func#", "max_states")
 
 
