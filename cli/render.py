@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one renderer: rows of values as a table for people, or as JSON or YAML for programs.
+
+Must not read maps or know what a row means. A row is a frozen dataclass; its field names in
+camelCase are the keys of JSON and YAML, which always hold every row and every field. A table
+holds what matters at a glance; `-o wide` holds the rest too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import enum
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, TextIO
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+FORMATS = ("table", "wide", "json", "yaml")
+# A pipe has no width: no cell is cut or folded there.
+PIPE_WIDTH = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its heading, the text of a row's cell, and whether only `-o wide` has it."""
+
+    heading: str
+    text: Callable[[Any], str]
+    wide: bool = False
+    number: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How rows of one type are shown. `plain` says whether a row is in the short table.
+
+    nothing is what to say, on stderr, if the table has no row.
+    """
+
+    columns: tuple[Column, ...]
+    nothing: str
+    plain: Callable[[Any], bool] = lambda _row: True
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The -o that every command with rows has."""
+    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="default: a table")
+
+
+def show(
+    view: View,
+    rows: Sequence[Any],
+    output: str,
+    out: TextIO | None = None,
+    words: TextIO | None = None,
+) -> None:
+    """Writes rows, in the order given, in one of FORMATS."""
+    out, words = out or sys.stdout, words or sys.stderr
+    if output == "json":
+        json.dump(as_data(rows), out, indent=2, ensure_ascii=False)
+        out.write("\n")
+    elif output == "yaml":
+        yaml.safe_dump(as_data(rows), out, sort_keys=False, allow_unicode=True, width=PIPE_WIDTH)
+    else:
+        wide = output == "wide"
+        kept = [row for row in rows if wide or view.plain(row)]
+        if kept:
+            _table([c for c in view.columns if wide or not c.wide], kept, out)
+        else:
+            words.write(view.nothing + "\n")
+
+
+def _table(columns: Sequence[Column], rows: Iterable[Any], out: TextIO) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify = "right" if column.number else "left"
+        table.add_column(column.heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(column.text(row) for column in columns))
+    console = Console(file=out, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    with console.capture() as captured:
+        console.print(table)
+    out.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+def as_data(value: Any) -> Any:
+    """Rows as JSON's own types: addresses and MACs as text, field names in camelCase."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {camel(f.name): as_data(getattr(value, f.name)) for f in fields}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return mac(value)
+    if isinstance(value, IPv4Address | IPv6Address | IPv4Network | IPv6Network):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): as_data(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_data(v) for v in value]
+    return value
+
+
+def camel(name: str) -> str:
+    """snake_case as camelCase."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def mac(value: bytes) -> str:
+    """A hardware address as people write it."""
+    return value.hex(":")
+
+
+def socket_text(address: IPv4Address | IPv6Address, port: int) -> str:
+    """address:port, an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes with a binary unit, three digits at most before it."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1000 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
