@@ -11,6 +11,7 @@ KERNELS ?= 6.1 6.12 newest
 ARGS ?=
 
 BIN := .venv/bin
+COMPILER := $(BIN)/python -m dataplane.kernel.compiler
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON_DIRS := $(wildcard dataplane cli bench tests)
 
@@ -46,6 +47,8 @@ demo: tools ## a cluster on this machine: [MANIFEST=path] [NODES=3] [MODE=vxlan|
 
 test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for pytest]
 	@echo "test: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
+	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
+	@$(AS_ROOT) $(COMPILER) --stats build/podlane.bundle
 	@$(AS_ROOT) $(BIN)/pytest tests/unit tests/vm tests/program tests/network $(ARGS)
 
 test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"]
@@ -58,7 +61,7 @@ lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ al
 	$(BIN)/mypy $(PYTHON_DIRS)
 	$(BIN)/lint-imports --no-logo
 	clang-format --dry-run -Werror $(C_FORMATTED)
-	$(BIN)/python -m dataplane.kernel.compiler --check-headers bpf/
+	$(COMPILER) --check-headers bpf/
 
 fmt: setup ## put Python and C into the form that lint wants
 	$(BIN)/ruff check --fix-only .

@@ -5,6 +5,7 @@
 #   tools/setup.sh        what `make demo`, `make test`, `make lint` and `make bench` need
 #   tools/setup.sh vm     also what `make test-vm` needs
 set -euo pipefail
+export LC_ALL=C.UTF-8
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PACKAGES=(
@@ -42,9 +43,9 @@ done
 exec 9<tools/setup.sh
 flock 9
 
-# .venv is as wanted if it was made here, by this Python, from these files (pyproject.toml without the
-# linters' settings at its end). A .venv of another place or Python is made anew, else it is updated.
-place="$PWD $(readlink -f "$PYTHON" || true)"
+# .venv is as wanted if it was made here, on this Debian, from these files (pyproject.toml without the
+# linters' settings at its end). A .venv of another place or Debian is made anew, else it is updated.
+place="$PWD $(sed -n 's/^VERSION_ID=//p' /etc/os-release)"
 wanted="$place $( (cat requirements.lock; sed '/^\[tool\.ruff/,$d' pyproject.toml) | sha256sum)"
 stamp=.venv/podlane-stamp
 found=

@@ -13,6 +13,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dataplane.kernel.compiler import compile_bundle
+from dataplane.model.errors import PodlaneError
 from tests import allowed_skips
 from tests.vm import kernels, machine, report
 
@@ -74,7 +76,14 @@ def main() -> int:
     names = options.kernels or list(kernels.SOURCES)
     limit = options.minutes * 60
     build = Path.cwd() / "build"
+    build.mkdir(exist_ok=True)
 
+    try:
+        # Here, once: the guests find the bundle done, and compile nothing under emulation.
+        compile_bundle(build / "podlane.bundle")
+    except PodlaneError as error:
+        print(f"test-vm: {error}", file=sys.stderr)
+        return 2
     host = collect()
     print(f"host     {len(host)} tests collected", flush=True)
     try:

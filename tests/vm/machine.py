@@ -62,15 +62,8 @@ def run_tests(kernel: Kernel, selection: list[str], results: Path, limit: float)
         writable.append("/lib")  # the guest mounts its modules there
     command = [
         # Never KVM: where it is there but broken, qemu fails; and its absence is the common case.
-        *(
-            "virtme-run",
-            "--mods",
-            "auto",
-            "--kimg",
-            str(kernel.image),
-            "--busybox",
-            str(kernel.busybox),
-        ),
+        *("virtme-run", "--mods", "auto", "--kimg", str(kernel.image)),
+        *("--busybox", str(kernel.busybox)),
         *("--disable-kvm", "--disable-monitor", "--force-9p", "--show-boot-console"),
         *("--cpus", "1", "--memory", MEMORY, "--rwdir", str(results)),
         *(f"--overlay-rwdir={folder}" for folder in writable),
