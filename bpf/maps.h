@@ -10,7 +10,7 @@
 #ifndef PODLANE_MAPS_H
 #define PODLANE_MAPS_H
 
-#include "abi.h"
+#include "scratch.h"
 
 #define FAMILY_MAP(type, key, value, name, size, flags) \
 	BPF_F_TABLE(type, key, value, name, size, flags)
@@ -64,6 +64,9 @@ SHARED_MAP("percpu_array", __u32, struct endpoint_counter, endpoint_counters, 10
 
 /* Agent writes; CLI reads, also when the agent is dead. */
 SHARED_MAP("hash", struct name_key, struct name, names, 1024, BPF_F_NO_PREALLOC);
+
+/* The packet in hand. Programs only. */
+FAMILY_MAP("percpu_array", __u32, struct scratch, scratch, 1, 0);
 
 /* What the last packet of this CPU came to. Programs write; test runs read. */
 SHARED_MAP("percpu_array", __u32, struct verdict, verdicts, 1, 0);

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Flows: two entries each, keyed by the tuple of either direction as it
+ * arrives at us, each holding the whole flow. An entry found is therefore
+ * enough to rewrite a packet, and either can be put back from the other.
+ */
+#ifndef PODLANE_CONNTRACK_H
+#define PODLANE_CONNTRACK_H
+
+#include "packet.h"
+
+#define NSEC 1000000000ULL
+
+static __always_inline void ct_original_key(const struct flow *f, struct flow_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = f->client;
+	key->dst = f->frontend;
+	key->sport = f->client_port;
+	key->dport = f->frontend_port;
+	key->protocol = f->protocol;
+}
+
+static __always_inline void ct_reply_key(const struct flow *f, struct flow_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = f->backend;
+	key->dst = f->source;
+	key->sport = f->backend_port;
+	key->dport = f->source_port;
+	key->protocol = f->protocol;
+}
+
+static __always_inline bool ct_is_closed(const struct flow *f)
+{
+	__u8 both = FLOW_FIN_CLIENT | FLOW_FIN_BACKEND;
+
+	return f->state & FLOW_RESET || (f->state & both) == both;
+}
+
+/* Seconds that a flow may be silent. */
+static __always_inline __u64 ct_lifetime(const struct flow *f)
+{
+	if (f->protocol == IPPROTO_TCP) {
+		if (ct_is_closed(f))
+			return LIFETIME_TCP_CLOSING;
+		return f->state & FLOW_SEEN_REPLY ? LIFETIME_TCP_ESTABLISHED : LIFETIME_TCP_SYN;
+	}
+	if (f->protocol == IPPROTO_UDP)
+		return f->state & FLOW_SEEN_REPLY ? LIFETIME_UDP_STREAM : LIFETIME_UDP_SINGLE;
+	return LIFETIME_OTHER;
+}
+
+static __always_inline bool ct_is_dead(const struct flow *f, __u64 now)
+{
+	return now - f->last_seen > ct_lifetime(f) * NSEC;
+}
+
+/* Same client and frontend: two entries of one flow. */
+static __always_inline bool ct_same_original(const struct flow *a, const struct flow *b)
+{
+	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
+	       addr_equal(&a->client, &b->client) && addr_equal(&a->frontend, &b->frontend);
+}
+
+/* Both halves must know that a side closed; rare, so a second lookup is paid here. */
+static __always_inline void ct_set_state(struct flow *f, __u8 bits)
+{
+	struct flow_key other = {};
+	struct flow *half;
+
+	if ((f->state & bits) == bits)
+		return;
+	f->state |= bits;
+	if (f->flags & FLOW_REPLY)
+		ct_original_key(f, &other);
+	else
+		ct_reply_key(f, &other);
+	half = flows.lookup(&other);
+	if (half && ct_same_original(half, f))
+		half->state |= bits;
+}
+
+/*
+ * Accounts a packet to its flow. Two CPUs may carry one flow, so counts are
+ * close, not exact; service counters are exact.
+ */
+static __always_inline void ct_touch(struct flow *f, const struct packet *p)
+{
+	bool reply = f->flags & FLOW_REPLY;
+	__u8 bits = 0;
+
+	f->last_seen = bpf_ktime_get_ns();
+	f->packets++;
+	f->bytes += p->length;
+	if (reply)
+		bits |= FLOW_SEEN_REPLY;
+	if (p->tcp_flags & TCP_FLAG_FIN_BYTE)
+		bits |= reply ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
+	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
+		bits |= FLOW_RESET;
+	if (bits)
+		ct_set_state(f, bits);
+}
+
+/* A flow as its first packet shows it, untranslated. */
+static __always_inline void ct_draft(struct flow_draft *draft, const struct packet *p, __u64 now)
+{
+	struct flow *f = &draft->flow;
+
+	__builtin_memset(draft, 0, sizeof(*draft));
+	f->version = FLOW_VERSION;
+	f->protocol = p->tuple.protocol;
+	f->client = f->source = p->tuple.src;
+	f->frontend = f->backend = p->tuple.dst;
+	f->client_port = f->source_port = p->tuple.sport;
+	f->frontend_port = f->backend_port = p->tuple.dport;
+	f->last_seen = now;
+}
+
+/*
+ * Claims the reply tuple of f. 0: it is ours now (or was already);
+ * 1: another live flow has it, so another source port is needed.
+ */
+static __always_inline int ct_claim_reply(struct flow *f, __u64 now)
+{
+	struct flow_key key = {};
+	struct flow *taken;
+
+	ct_reply_key(f, &key);
+	f->flags |= FLOW_REPLY;
+	if (!flows.insert(&key, f))
+		return 0;
+	taken = flows.lookup(&key);
+	if (taken && !ct_same_original(taken, f) && !ct_is_closed(taken) && !ct_is_dead(taken, now))
+		return 1;
+	return flows.update(&key, f) ? -DROP_FLOW_TABLE : 0;
+}
+
+/* Writes the original half; the reply half is claimed before, so no reply goes astray. */
+static __always_inline int ct_write_original(struct flow *f)
+{
+	struct flow_key key = {};
+
+	ct_original_key(f, &key);
+	f->flags &= ~FLOW_REPLY;
+	return flows.update(&key, f) ? -DROP_FLOW_TABLE : 0;
+}
+
+#endif

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A packet's way through the node, the same at every hook that forwards:
+ *
+ *	1. The flow table knows the tuple: translate as it says.
+ *	2. Otherwise, a Service's frontend: choose a backend.
+ *	3. Otherwise, a plain flow.
+ *	   2 and 3 write both halves of the flow before the packet goes on.
+ *	4. Hand over to where the (translated) destination is.
+ *
+ * A TCP segment that opens nothing and belongs to no known flow is not given
+ * a flow: a translated one is revived from its other half or refused, a plain
+ * one is left to the node's stack, which may know it.
+ */
+#ifndef PODLANE_FORWARD_H
+#define PODLANE_FORWARD_H
+
+#include "nat.h"
+#include "route.h"
+#include "verdict.h"
+
+static __always_inline struct node *node_get(void)
+{
+	__u32 zero = 0;
+
+	return node.lookup(&zero);
+}
+
+/* Rewrites a packet as its flow says; which half was found tells the direction. */
+static __always_inline int flow_translate(struct __sk_buff *skb, struct packet *p,
+					  const struct flow *f)
+{
+	bool reply = f->flags & FLOW_REPLY;
+	__u8 flags = f->flags;
+	struct addr src = reply ? f->frontend : f->source;
+	struct addr dst = reply ? f->client : f->backend;
+	__be16 sport = reply ? f->frontend_port : f->source_port;
+	__be16 dport = reply ? f->client_port : f->backend_port;
+	int err;
+
+	if (!(flags & (FLOW_NAT_SRC | FLOW_NAT_DST)))
+		return 0;
+	/* an echo has one identifier, which packet_rewrite_* keep in both places */
+	if (packet_is_echo(p))
+		sport = dport = reply ? f->client_port : f->source_port;
+	if (flags & (reply ? FLOW_NAT_DST : FLOW_NAT_SRC)) {
+		err = packet_rewrite_source(skb, p, &src, sport);
+		if (err)
+			return err;
+	}
+	if (flags & (reply ? FLOW_NAT_SRC : FLOW_NAT_DST))
+		return packet_rewrite_destination(skb, p, &dst, dport);
+	return 0;
+}
+
+/* Whether the destination is the VXLAN port of this node or of a peer. */
+static __always_inline bool flow_reaches_overlay(const struct flow *f, const struct node *n,
+						 const struct path *path)
+{
+	struct peer_key key = {};
+
+	if (f->protocol != IPPROTO_UDP || f->backend_port != n->vxlan_port)
+		return false;
+	if (path_kind(path) == ROUTE_NODE)
+		return true;
+	__builtin_memcpy(key.address, &f->backend, sizeof(struct addr));
+	key.family = FAMILY;
+	return peers.lookup(&key) != NULL;
+}
+
+/* A destination that no Service and no pod of this node has. 0: go on with a flow. */
+static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hook,
+					    const struct packet *p, const struct node *n,
+					    struct flow *f, const struct path *path)
+{
+	__u8 kind = path_kind(path);
+
+	if (hook == HOOK_FROM_POD) {
+		if (kind == ROUTE_SERVICE)
+			return service_has_address(&p->tuple.dst) ? -DROP_NO_PORT : -DROP_NO_SERVICE;
+		if (kind == ROUTE_LOCAL && !path->endpoint)
+			return -DROP_NO_POD;
+		if (kind == ROUTE_UNREACHABLE)
+			return -DROP_NO_ROUTE;
+	} else if (hook == HOOK_FROM_OVERLAY) {
+		if (!path->endpoint && kind != ROUTE_NODE)
+			return -DROP_NO_POD;
+	} else if (hook == HOOK_FROM_UPLINK) {
+		/* given to the host, its reset would kill a flow whose entry was evicted */
+		if (kind == ROUTE_NODE && p->has_ports && !packet_is_echo(p) &&
+		    bpf_ntohs(p->tuple.dport) >= n->masquerade_min &&
+		    bpf_ntohs(p->tuple.dport) <= n->masquerade_max) {
+			f->backend = p->tuple.src;
+			f->backend_port = p->tuple.sport;
+			f->source = p->tuple.dst;
+			f->source_port = p->tuple.dport;
+			if (!nat_socket_has(skb, f))
+				return -DROP_MASQUERADE_UNKNOWN;
+		}
+		if (!path->endpoint)
+			return ACTION_PASS;
+	}
+	if (kind == ROUTE_NODE || kind == ROUTE_STACK)
+		return ACTION_PASS;
+	return 0;
+}
+
+/* Whether the source of a new flow is to be rewritten to an address of this node. */
+static __always_inline bool flow_needs_masquerade(enum hook hook, const struct node *n,
+						  const struct flow *f, const struct frontend *fe,
+						  const struct service *svc,
+						  const struct path *path)
+{
+	struct route *from;
+
+	if (hook == HOOK_FROM_POD || hook == HOOK_TO_UPLINK) {
+		if (path_masquerades(path))
+			return true;
+		if (!fe)
+			return false;
+		/* a pod that reaches itself would see its own address as the client's */
+		if (addr_equal(&f->client, &f->backend))
+			return true;
+		return fe->kind == FRONTEND_CLUSTER_IP && n->flags & NODE_MASQUERADE_ALL;
+	}
+	if (hook != HOOK_FROM_UPLINK || !fe || !svc)
+		return false;
+	/* the node's own stack answers through to_uplink, where the reply is seen anyway */
+	if (path_kind(path) == ROUTE_NODE || fe->kind == FRONTEND_HOST_PORT)
+		return false;
+	if (fe->kind == FRONTEND_CLUSTER_IP) {
+		from = route_find(&f->client);
+		return !from || !(from->flags & ROUTE_CLUSTER);
+	}
+	return !(svc->flags & SERVICE_EXTERNAL_LOCAL);
+}
+
+static __always_inline int flow_set_source(struct flow *f, const struct node *n,
+					   const struct path *path)
+{
+	struct uplink *up;
+	__u32 ifindex;
+
+	f->source = n->router;
+	if (path_kind(path) == ROUTE_WORLD && path->route) {
+		ifindex = path->route->ifindex;
+		up = uplinks.lookup(&ifindex);
+		if (!up)
+			return -DROP_NO_UPLINK;
+		f->source = up->address;
+	}
+	if (addr_is_zero(&f->source))
+		return -DROP_NO_UPLINK;
+	f->flags |= FLOW_NAT_SRC;
+	return 0;
+}
+
+/*
+ * The first packet of a flow. 0: both halves are written and path is where its
+ * backend is; ACTION_PASS: not ours; else -DROP_x.
+ */
+static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, struct packet *p,
+				      const struct node *n, struct flow_draft *draft)
+{
+	struct flow *f = &draft->flow;
+	struct path path = {};
+	struct service *svc = NULL;
+	struct frontend *fe;
+	struct backend *b;
+	__u64 now = bpf_ktime_get_ns();
+	__u32 id;
+	int err;
+
+	ct_draft(draft, p, now);
+	draft->revive = packet_is_mid_flow(p);
+	fe = hook == HOOK_FROM_OVERLAY || hook == HOOK_TO_UPLINK ? NULL : service_lookup(p);
+	if (fe && fe->kind != FRONTEND_ADDRESS) {
+		id = fe->service_id;
+		svc = services.lookup(&id);
+		if (!svc)
+			return -DROP_NO_SERVICE;
+		f->service_id = id;
+		err = service_select_backend(p, svc,
+					     service_uses_local(svc, fe, hook == HOOK_FROM_UPLINK),
+					     n->hash_seed, &id);
+		if (err)
+			return err;
+		b = backends.lookup(&id);
+		if (!b || !b->flags)
+			return -DROP_BACKEND_SET;
+		f->backend_id = id;
+		f->generation = b->generation;
+		f->backend = b->address;
+		f->backend_port = b->port;
+		f->flags |= FLOW_NAT_DST;
+		route_lookup(&f->backend, &path);
+		if (hook == HOOK_FROM_UPLINK)
+			f->ifindex = skb->ifindex;
+	} else {
+		fe = NULL;
+		route_lookup(&f->backend, &path);
+		err = flow_check_plain(skb, hook, p, n, f, &path);
+		if (err)
+			return err;
+		if (draft->revive && !path_masquerades(&path))
+			return ACTION_PASS;
+	}
+	if (hook == HOOK_FROM_POD && flow_reaches_overlay(f, n, &path))
+		return -DROP_POD_ENCAPSULATES;
+
+	draft->plain = !fe;
+	if (flow_needs_masquerade(hook, n, f, fe, svc, &path)) {
+		draft->masquerade = 1;
+		err = flow_set_source(f, n, &path);
+		if (err)
+			return err;
+	}
+	err = nat_claim_source(skb, draft, p, n, now);
+	if (err == -DROP_NO_FLOW && draft->plain)
+		return ACTION_PASS;
+	if (err)
+		return err;
+	service_count(f, p, !draft->revive);
+	return ct_write_original(f);
+}
+
+/* A flow that may not go on as it is: closed and opened anew, or its backend is gone. */
+static __always_inline int flow_check(const struct packet *p, struct flow *f)
+{
+	if (f->flags & FLOW_REPLY)
+		return 0;
+	if (packet_opens(p) && (ct_is_closed(f) || ct_is_dead(f, bpf_ktime_get_ns())))
+		return 1;
+	if (service_backend_holds(f))
+		return 0;
+	return packet_is_mid_flow(p) ? -DROP_BACKEND_GONE : 1;
+}
+
+static __always_inline int forward(struct __sk_buff *skb, enum hook hook, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	struct verdict *v = &s->verdict;
+	struct node *n = node_get();
+	struct path path = {};
+	__u32 uplink = 0;
+	struct flow *f;
+	int err;
+
+	if (!n)
+		return -DROP_CONFIG;
+	f = flows.lookup(&p->tuple);
+	if (f) {
+		err = flow_check(p, f);
+		if (err < 0)
+			return err;
+		if (err)
+			f = NULL;
+	}
+	if (f) {
+		ct_touch(f, p);
+		service_count(f, p, false);
+		if (f->flags & FLOW_VIA_STACK)
+			return ACTION_PASS;
+		if (f->flags & FLOW_REPLY)
+			uplink = f->ifindex;
+	} else {
+		f = &s->draft.flow;
+		err = flow_start(skb, hook, p, n, &s->draft);
+		if (err)
+			return err;
+	}
+	v->service_id = f->service_id;
+	v->backend_id = f->backend_id;
+	v->flow_flags = f->flags;
+	err = flow_translate(skb, p, f);
+	if (err)
+		return err;
+	if (uplink)
+		return route_output_uplink(skb, p, uplink, v);
+	route_lookup(&p->tuple.dst, &path);
+	return route_output(skb, p, n, &path, v);
+}
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * from_overlay: ingress of the VXLAN device; a packet of another node,
+ * decapsulated by the kernel.
+ *
+ *	other node -> [our VNI? a node we know? inner source of that node's range?]
+ *	           -> forward.h -> pod of this node
+ *	                        -> stack (router address: the node itself)
+ *	                        -> out by the uplink that a NodePort's client came by
+ */
+#ifndef PODLANE_FROM_OVERLAY_H
+#define PODLANE_FROM_OVERLAY_H
+
+#include "forward.h"
+
+static __always_inline int from_overlay_check(struct __sk_buff *skb, const struct packet *p,
+					      const struct node *n)
+{
+	struct bpf_tunnel_key key = {};
+	struct peer_key peer = { .family = 4 };
+	struct route *from;
+
+	/* the kernel gives a key of the asked-for family only */
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
+		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+			return -DROP_OVERLAY_KEY;
+		peer.family = 6;
+		__builtin_memcpy(peer.address, key.remote_ipv6, sizeof(peer.address));
+	} else {
+		*(__be32 *)peer.address = bpf_htonl(key.remote_ipv4);
+	}
+	if (key.tunnel_id != n->vni)
+		return -DROP_OVERLAY_VNI;
+	from = route_find(&p->tuple.src);
+	if (from && from->kind == ROUTE_TUNNEL && from->hop_family == peer.family) {
+		__u64 *a = (__u64 *)peer.address, *b = (__u64 *)from->hop;
+
+		if (a[0] == b[0] && a[1] == b[1])
+			return 0;
+	}
+	return peers.lookup(&peer) ? -DROP_OVERLAY_SOURCE : -DROP_OVERLAY_PEER;
+}
+
+static __always_inline int from_overlay_handle(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	struct node *n = node_get();
+	int err;
+
+	if (!n)
+		return -DROP_CONFIG;
+	err = packet_parse(skb, p);
+	if (err)
+		return err;
+	err = from_overlay_check(skb, p, n);
+	if (err)
+		return err;
+	/* the inner MAC is one for all nodes, none of them this device's by rights */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	return forward(skb, HOOK_FROM_OVERLAY, s);
+}
+
+int from_overlay(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_begin();
+
+	return s ? verdict_return(skb, s, HOOK_FROM_OVERLAY, from_overlay_handle(skb, s)) : TC_ACT_SHOT;
+}
+
+#endif

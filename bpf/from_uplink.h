@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * from_uplink: ingress of an uplink; a packet enters the node from outside.
+ *
+ *	outside -> [encapsulated?] -> stack (VXLAN device, then from_overlay)
+ *	        -> [reply of a translated or masqueraded flow] -> translate -> pod, overlay
+ *	        -> [NodePort, load-balancer, external address, hostPort] -> backend -> ...
+ *	        -> [a pod's own address] -> pod
+ *	        -> everything else -> stack
+ */
+#ifndef PODLANE_FROM_UPLINK_H
+#define PODLANE_FROM_UPLINK_H
+
+#include "forward.h"
+
+static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	struct node *n = node_get();
+	struct path path;
+	int err;
+
+	if (!n)
+		return -DROP_CONFIG;
+	err = packet_parse(skb, p);
+	if (addr_is_multicast(&p->tuple.dst))
+		return ACTION_PASS;
+	if (err) {
+		/* the host takes its own broken packets and stray fragments itself */
+		route_lookup(&p->tuple.dst, &path);
+		return path_kind(&path) == ROUTE_NODE || path_kind(&path) == ROUTE_STACK ?
+			       ACTION_PASS :
+			       err;
+	}
+	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port)
+		return ACTION_PASS;
+	if (FAMILY == 6 && addr_is_link_local(&p->tuple.dst))
+		return ACTION_PASS;
+	return forward(skb, HOOK_FROM_UPLINK, s);
+}
+
+int from_uplink(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_begin();
+
+	return s ? verdict_return(skb, s, HOOK_FROM_UPLINK, from_uplink_handle(skb, s)) : TC_ACT_SHOT;
+}
+
+#endif

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Packets: reading headers and changing them.
+ *
+ * packet_parse() is the only place that decides what a packet is, and all
+ * reads go through bpf_skb_load_bytes(), which checks bounds and works on
+ * packets whose headers are not in the linear part. Every device that has our
+ * programs has Ethernet headers (the agent refuses others by name).
+ */
+#ifndef PODLANE_PACKET_H
+#define PODLANE_PACKET_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <linux/icmp.h>
+#include <linux/icmpv6.h>
+#include "maps.h"
+
+#define L3_OFFSET ((int)sizeof(struct ethhdr))
+
+/* tc_index of a packet that one of our programs has finished: the next hook
+ * on its way lets it pass and clears the mark. Kept within the kernel; a pod
+ * can't send it, since from_pod clears it first. */
+#define PACKET_DONE 0x706c
+
+#define TCP_FLAG_FIN_BYTE 0x01
+#define TCP_FLAG_SYN_BYTE 0x02
+#define TCP_FLAG_RST_BYTE 0x04
+#define TCP_FLAG_ACK_BYTE 0x10
+
+#define IPV4_FRAGMENT_MORE 0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+
+#define ICMP_ID_OFFSET 4
+
+#define L3_CSUM_OFFSET ((int)__builtin_offsetof(struct iphdr, check))
+#define L3_SRC_OFFSET                                                   \
+	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, saddr) : \
+			     __builtin_offsetof(struct ipv6hdr, saddr)))
+#define L3_DST_OFFSET                                                   \
+	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, daddr) : \
+			     __builtin_offsetof(struct ipv6hdr, daddr)))
+#define L3_HOP_LIMIT_OFFSET                                           \
+	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, ttl) : \
+			     __builtin_offsetof(struct ipv6hdr, hop_limit)))
+#define L3_HEADER_SIZE ((int)(FAMILY == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
+#define PROTOCOL_ICMP (FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)
+#define ECHO_REQUEST (FAMILY == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST)
+#define ECHO_REPLY (FAMILY == 4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY)
+#define ETHERTYPE (FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6)
+
+/* The packet in hand, with nothing known of it yet. NULL can't happen, but the verifier asks. */
+static __always_inline struct scratch *scratch_begin(void)
+{
+	__u32 zero = 0;
+	struct scratch *s = scratch.lookup(&zero);
+
+	if (s) {
+		__builtin_memset(&s->packet, 0, sizeof(s->packet));
+		__builtin_memset(&s->verdict, 0, sizeof(s->verdict));
+	}
+	return s;
+}
+
+static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
+{
+	if (ADDR_WORDS == 1)
+		return a->word[0] == b->word[0];
+	return a->word[0] == b->word[0] && a->word[1 % ADDR_WORDS] == b->word[1 % ADDR_WORDS] &&
+	       a->word[2 % ADDR_WORDS] == b->word[2 % ADDR_WORDS] &&
+	       a->word[3 % ADDR_WORDS] == b->word[3 % ADDR_WORDS];
+}
+
+static __always_inline bool addr_is_zero(const struct addr *a)
+{
+	__be32 any = 0;
+
+	for (int i = 0; i < ADDR_WORDS; i++)
+		any |= a->word[i];
+	return any == 0;
+}
+
+/* Multicast, and IPv4's limited broadcast: never to be routed by us. */
+static __always_inline bool addr_is_multicast(const struct addr *a)
+{
+	__u8 first = *(const __u8 *)a;
+
+	return FAMILY == 4 ? (first & 0xf0) == 0xe0 || a->word[0] == 0xffffffff : first == 0xff;
+}
+
+static __always_inline bool addr_is_link_local(const struct addr *a)
+{
+	const __u8 *b = (const __u8 *)a;
+
+	return FAMILY == 4 ? b[0] == 169 && b[1] == 254 : b[0] == 0xfe && (b[1] & 0xc0) == 0x80;
+}
+
+/* A TCP segment that opens a connection. */
+static __always_inline bool packet_opens(const struct packet *p)
+{
+	return (p->tcp_flags & (TCP_FLAG_SYN_BYTE | TCP_FLAG_ACK_BYTE | TCP_FLAG_RST_BYTE)) ==
+	       TCP_FLAG_SYN_BYTE;
+}
+
+/* A TCP segment that can't be the first of its flow. */
+static __always_inline bool packet_is_mid_flow(const struct packet *p)
+{
+	return p->tuple.protocol == IPPROTO_TCP && p->has_ports && !packet_opens(p);
+}
+
+static __always_inline bool packet_is_echo(const struct packet *p)
+{
+	return p->tuple.protocol == PROTOCOL_ICMP && p->has_ports;
+}
+
+static __always_inline int packet_parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct iphdr ip;
+	__u16 frag;
+
+	if (bpf_skb_load_bytes(skb, L3_OFFSET, &ip, sizeof(ip)))
+		return -DROP_TRUNCATED;
+	if (ip.version != 4 || ip.ihl < 5)
+		return -DROP_MALFORMED;
+	/* total length 0 is a GSO packet beyond 64 KiB (BIG TCP) */
+	if (ip.tot_len) {
+		if (bpf_ntohs(ip.tot_len) < ip.ihl * 4)
+			return -DROP_MALFORMED;
+		if (bpf_ntohs(ip.tot_len) + L3_OFFSET > p->length)
+			return -DROP_TRUNCATED;
+	}
+	p->tuple.src.word[0] = ip.saddr;
+	p->tuple.dst.word[0] = ip.daddr;
+	p->tuple.protocol = ip.protocol;
+	p->hop_limit = ip.ttl;
+	p->l4 = L3_OFFSET + ip.ihl * 4;
+	p->plain = ip.ihl == 5;
+	p->fragment_id = bpf_ntohs(ip.id);
+	frag = bpf_ntohs(ip.frag_off);
+	if (frag & IPV4_FRAGMENT_OFFSET)
+		p->fragment = FRAGMENT_LATER;
+	else if (frag & IPV4_FRAGMENT_MORE)
+		p->fragment = FRAGMENT_FIRST;
+	return 0;
+}
+
+static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr ip;
+	__u32 offset = L3_OFFSET + sizeof(ip);
+	__u8 next;
+
+	if (bpf_skb_load_bytes(skb, L3_OFFSET, &ip, sizeof(ip)))
+		return -DROP_TRUNCATED;
+	if (ip.version != 6)
+		return -DROP_MALFORMED;
+	/* payload length 0 is a GSO packet beyond 64 KiB (BIG TCP) */
+	if (bpf_ntohs(ip.payload_len) + sizeof(ip) + L3_OFFSET > p->length)
+		return -DROP_TRUNCATED;
+	__builtin_memcpy(&p->tuple.src, &ip.saddr, sizeof(struct addr));
+	__builtin_memcpy(&p->tuple.dst, &ip.daddr, sizeof(struct addr));
+	p->hop_limit = ip.hop_limit;
+	p->plain = 1;
+	next = ip.nexthdr;
+	for (int i = 0; i <= EXTENSION_MAX; i++) {
+		/* RFC 8200 section 4: type, length in 8-byte units beyond the first */
+		__u8 ext[8];
+
+		if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS) {
+			if (bpf_skb_load_bytes(skb, offset, ext, sizeof(ext)))
+				return -DROP_TRUNCATED;
+			offset += 8 + ext[1] * 8;
+		} else if (next == IPPROTO_FRAGMENT) {
+			__u16 frag;
+
+			if (bpf_skb_load_bytes(skb, offset, ext, sizeof(ext)))
+				return -DROP_TRUNCATED;
+			frag = ext[2] << 8 | ext[3];
+			p->fragment_id = *(__u32 *)&ext[4];
+			if (frag & 0xfff8)
+				p->fragment = FRAGMENT_LATER;
+			else if (frag & 1)
+				p->fragment = FRAGMENT_FIRST;
+			offset += 8;
+		} else {
+			p->tuple.protocol = next;
+			p->l4 = offset;
+			return 0;
+		}
+		next = ext[0];
+		p->plain = 0;
+		if (p->fragment == FRAGMENT_LATER) {
+			p->tuple.protocol = next;
+			p->l4 = offset;
+			return 0;
+		}
+	}
+	return -DROP_EXTENSION;
+}
+
+static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 head[14];
+
+	switch (p->tuple.protocol) {
+	case IPPROTO_TCP:
+		/* up to and with the flags */
+		if (bpf_skb_load_bytes(skb, p->l4, head, 14))
+			return -DROP_TRUNCATED;
+		if ((head[12] >> 4) < 5)
+			return -DROP_MALFORMED;
+		p->tcp_flags = head[13];
+		break;
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		if (bpf_skb_load_bytes(skb, p->l4, head, 8))
+			return -DROP_TRUNCATED;
+		break;
+	case PROTOCOL_ICMP:
+		if (bpf_skb_load_bytes(skb, p->l4, head, 8))
+			return -DROP_TRUNCATED;
+		p->icmp_type = head[0];
+		if (p->icmp_type == ECHO_REQUEST || p->icmp_type == ECHO_REPLY) {
+			p->tuple.sport = *(__be16 *)&head[ICMP_ID_OFFSET];
+			p->tuple.dport = p->tuple.sport;
+			p->has_ports = 1;
+		}
+		return 0;
+	default:
+		return 0;
+	}
+	p->tuple.sport = *(__be16 *)&head[0];
+	p->tuple.dport = *(__be16 *)&head[2];
+	p->has_ports = 1;
+	return 0;
+}
+
+/* Later fragments have the ports of their first one, if that was seen. */
+static __always_inline int packet_follow_fragment(struct packet *p)
+{
+	struct fragment_key key = {};
+
+	key.src = p->tuple.src;
+	key.dst = p->tuple.dst;
+	key.id = p->fragment_id;
+	key.protocol = p->tuple.protocol;
+	if (p->fragment == FRAGMENT_FIRST) {
+		struct fragment ports = { .sport = p->tuple.sport, .dport = p->tuple.dport };
+
+		/* a full table evicts; a refused write only costs the later fragments */
+		fragments.update(&key, &ports);
+	} else {
+		struct fragment *seen = fragments.lookup(&key);
+
+		if (!seen)
+			return -DROP_FRAGMENT;
+		p->tuple.sport = seen->sport;
+		p->tuple.dport = seen->dport;
+		p->has_ports = 1;
+	}
+	return 0;
+}
+
+/*
+ * Reads a packet's headers into p, which is zero before. A packet without ports (other protocols,
+ * ICMP errors) has them zero.
+ */
+static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *p)
+{
+	int err;
+
+	p->length = skb->len;
+	err = FAMILY == 4 ? packet_parse_ipv4(skb, p) : packet_parse_ipv6(skb, p);
+	if (err)
+		return err;
+	if (p->fragment != FRAGMENT_LATER) {
+		err = packet_parse_l4(skb, p);
+		if (err)
+			return err;
+	}
+	if (p->fragment != FRAGMENT_NONE)
+		return packet_follow_fragment(p);
+	return 0;
+}
+
+/* Offset of the transport checksum from p->l4; negative if there is none that we keep. */
+static __always_inline int packet_l4_csum_offset(const struct packet *p)
+{
+	if (p->fragment == FRAGMENT_LATER)
+		return -1;
+	switch (p->tuple.protocol) {
+	case IPPROTO_TCP:
+		return __builtin_offsetof(struct tcphdr, check);
+	case IPPROTO_UDP:
+		return __builtin_offsetof(struct udphdr, check);
+	case PROTOCOL_ICMP:
+		return __builtin_offsetof(struct icmphdr, checksum);
+	default:
+		return -1;
+	}
+}
+
+/* UDP without a checksum stays without one (RFC 768); the flag is ignored for others. */
+static __always_inline __u64 packet_csum_flags(const struct packet *p)
+{
+	return p->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+}
+
+/*
+ * Writes a new address at l3_offset. IPv4's own checksum makes up for the
+ * change in a CHECKSUM_COMPLETE sum; IPv6 has none, so there the store has to
+ * say it (BPF_F_RECOMPUTE_CSUM).
+ */
+static __always_inline int packet_store_addr(struct __sk_buff *skb, const struct packet *p,
+					     int l3_offset, struct addr *old, struct addr *new)
+{
+	int csum = packet_l4_csum_offset(p);
+	__u64 flags = BPF_F_PSEUDO_HDR | packet_csum_flags(p);
+	__s64 diff;
+
+	if (FAMILY == 4) {
+		/* ICMP has no pseudo-header over IPv4 */
+		if (csum >= 0 && p->tuple.protocol != IPPROTO_ICMP &&
+		    bpf_l4_csum_replace(skb, p->l4 + csum, old->word[0], new->word[0], flags | 4))
+			return -DROP_WRITE;
+		if (bpf_l3_csum_replace(skb, L3_OFFSET + L3_CSUM_OFFSET, old->word[0],
+					new->word[0], 4))
+			return -DROP_WRITE;
+		if (bpf_skb_store_bytes(skb, L3_OFFSET + l3_offset, new, sizeof(*new), 0))
+			return -DROP_WRITE;
+		return 0;
+	}
+	diff = bpf_csum_diff((void *)old, sizeof(*old), (void *)new, sizeof(*new), 0);
+	if (diff < 0)
+		return -DROP_WRITE;
+	if (bpf_skb_store_bytes(skb, L3_OFFSET + l3_offset, new, sizeof(*new),
+				BPF_F_RECOMPUTE_CSUM))
+		return -DROP_WRITE;
+	if (csum >= 0 && bpf_l4_csum_replace(skb, p->l4 + csum, 0, diff, flags))
+		return -DROP_WRITE;
+	return 0;
+}
+
+static __always_inline int packet_store_port(struct __sk_buff *skb, const struct packet *p,
+					     int offset, __be16 old, __be16 new)
+{
+	int csum = packet_l4_csum_offset(p);
+
+	if (p->fragment == FRAGMENT_LATER)
+		return 0;
+	if (csum < 0)
+		return -DROP_WRITE;
+	if (bpf_l4_csum_replace(skb, p->l4 + csum, old, new, packet_csum_flags(p) | 2))
+		return -DROP_WRITE;
+	if (bpf_skb_store_bytes(skb, p->l4 + offset, &new, sizeof(new), 0))
+		return -DROP_WRITE;
+	return 0;
+}
+
+/* Rewrites the source, and p with it; the identifier of an echo is its port. */
+static __always_inline int packet_rewrite_source(struct __sk_buff *skb, struct packet *p,
+						 struct addr *addr, __be16 port)
+{
+	int err;
+
+	if (!addr_equal(&p->tuple.src, addr)) {
+		err = packet_store_addr(skb, p, L3_SRC_OFFSET, &p->tuple.src, addr);
+		if (err)
+			return err;
+		p->tuple.src = *addr;
+	}
+	if (p->has_ports && p->tuple.sport != port) {
+		err = packet_store_port(skb, p, packet_is_echo(p) ? ICMP_ID_OFFSET : 0,
+					p->tuple.sport, port);
+		if (err)
+			return err;
+		p->tuple.sport = port;
+		if (packet_is_echo(p))
+			p->tuple.dport = port;
+	}
+	return 0;
+}
+
+static __always_inline int packet_rewrite_destination(struct __sk_buff *skb, struct packet *p,
+						      struct addr *addr, __be16 port)
+{
+	int err;
+
+	if (!addr_equal(&p->tuple.dst, addr)) {
+		err = packet_store_addr(skb, p, L3_DST_OFFSET, &p->tuple.dst, addr);
+		if (err)
+			return err;
+		p->tuple.dst = *addr;
+	}
+	if (p->has_ports && p->tuple.dport != port) {
+		err = packet_store_port(skb, p, packet_is_echo(p) ? ICMP_ID_OFFSET : 2,
+					p->tuple.dport, port);
+		if (err)
+			return err;
+		p->tuple.dport = port;
+		if (packet_is_echo(p))
+			p->tuple.sport = port;
+	}
+	return 0;
+}
+
+/* Takes off the hop that BPF makes in the kernel's place (RFC 1812 5.3.1, RFC 8200 3). */
+static __always_inline int packet_take_hop(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 less = p->hop_limit - 1;
+
+	if (p->hop_limit <= 1)
+		return -DROP_HOP_LIMIT;
+	if (FAMILY == 4 &&
+	    bpf_l3_csum_replace(skb, L3_OFFSET + L3_CSUM_OFFSET, bpf_htons(p->hop_limit << 8),
+				bpf_htons(less << 8), 2))
+		return -DROP_WRITE;
+	if (bpf_skb_store_bytes(skb, L3_OFFSET + L3_HOP_LIMIT_OFFSET, &less, 1,
+				FAMILY == 4 ? 0 : BPF_F_RECOMPUTE_CSUM))
+		return -DROP_WRITE;
+	p->hop_limit = less;
+	return 0;
+}
+
+static __always_inline int packet_set_macs(struct __sk_buff *skb, __u8 *dst, __u8 *src)
+{
+	__u8 macs[2 * ETH_ALEN];
+
+	__builtin_memcpy(macs, dst, ETH_ALEN);
+	__builtin_memcpy(macs + ETH_ALEN, src, ETH_ALEN);
+	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) ? -DROP_WRITE : 0;
+}
+
+#endif

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Routes: where a destination is, and handing a packet over to there.
+ * Only maps are asked, never the kernel's FIB, so that a test run sees what a
+ * node sees; the agent mirrors what matters of the FIB into `routes`.
+ */
+#ifndef PODLANE_ROUTE_H
+#define PODLANE_ROUTE_H
+
+#include "packet.h"
+
+struct path {
+	struct endpoint *endpoint; /* a pod of this node, or NULL */
+	struct route *route; /* NULL: the node's kernel decides */
+};
+
+static __always_inline struct route *route_find(const struct addr *address)
+{
+	struct route_key key = { .prefix = sizeof(struct addr) * 8, .address = *address };
+
+	return routes.lookup(&key);
+}
+
+static __always_inline void route_lookup(struct addr *address, struct path *path)
+{
+	path->route = NULL;
+	path->endpoint = endpoints.lookup(address);
+	if (!path->endpoint)
+		path->route = route_find(address);
+}
+
+static __always_inline __u8 path_kind(const struct path *path)
+{
+	if (path->endpoint)
+		return ROUTE_LOCAL;
+	return path->route ? path->route->kind : ROUTE_STACK;
+}
+
+/* Whether pods' packets on this path are to be hidden behind the uplink's address. */
+static __always_inline bool path_masquerades(const struct path *path)
+{
+	return !path->endpoint && path->route && path->route->kind == ROUTE_WORLD &&
+	       path->route->flags & ROUTE_MASQUERADE;
+}
+
+/* Everything that enters a pod straight from here ends in this function. */
+static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct packet *p,
+					  const struct node *node, struct endpoint *ep,
+					  struct verdict *v)
+{
+	struct endpoint_counter *c;
+	__u32 id = ep->id;
+	int err;
+
+	v->ifindex = ep->ifindex;
+	err = packet_take_hop(skb, p);
+	if (err)
+		return err;
+	err = packet_set_macs(skb, ep->mac, (__u8 *)node->gateway_mac);
+	if (err)
+		return err;
+	c = endpoint_counters.lookup(&id);
+	if (c) {
+		c->to_packets++;
+		c->to_bytes += p->length;
+	}
+	/* the verdict is taken over by the pod's side of the veth, whatever MAC it was sent to */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	return ACTION_POD;
+}
+
+/* The tunnel key of a packet that the overlay device is to encapsulate. */
+static __always_inline int route_set_tunnel(struct __sk_buff *skb, const struct node *node,
+					    const struct route *r)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = BPF_F_ZERO_CSUM_TX;
+
+	key.tunnel_id = node->vni;
+	key.tunnel_ttl = 64;
+	if (r->hop_family == 6) {
+		__builtin_memcpy(key.remote_ipv6, r->hop, sizeof(r->hop));
+		/* RFC 6935 allows a zero checksum over IPv6; the kernel's VXLAN wants it said */
+		flags |= BPF_F_TUNINFO_IPV6;
+	} else {
+		/* this one field is in host order */
+		key.remote_ipv4 = bpf_ntohl(*(__be32 *)r->hop);
+	}
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? -DROP_OVERLAY_KEY : 0;
+}
+
+/* Takes a hop off and hands the packet to where path leads. */
+static __always_inline int route_output(struct __sk_buff *skb, struct packet *p,
+					const struct node *node, const struct path *path,
+					struct verdict *v)
+{
+	struct route *r = path->route;
+	int err;
+
+	if (path->endpoint)
+		return deliver_to_pod(skb, p, node, path->endpoint, v);
+	if (!r)
+		return ACTION_PASS;
+	switch (r->kind) {
+	case ROUTE_TUNNEL:
+	case ROUTE_NATIVE:
+	case ROUTE_WORLD:
+		break;
+	case ROUTE_LOCAL:
+		return -DROP_NO_POD;
+	case ROUTE_UNREACHABLE:
+		return -DROP_NO_ROUTE;
+	case ROUTE_SERVICE:
+		return -DROP_NO_SERVICE;
+	default:
+		return ACTION_PASS;
+	}
+	err = packet_take_hop(skb, p);
+	if (err)
+		return err;
+	skb->tc_index = PACKET_DONE;
+	if (r->kind == ROUTE_TUNNEL) {
+		err = route_set_tunnel(skb, node, r);
+		if (err)
+			return err;
+		err = packet_set_macs(skb, (__u8 *)node->overlay_mac, (__u8 *)node->overlay_mac);
+		if (err)
+			return err;
+	}
+	v->ifindex = r->kind == ROUTE_TUNNEL ? node->overlay_ifindex : r->ifindex;
+	if (r->kind != ROUTE_WORLD) {
+		v->hop_family = r->hop_family;
+		__builtin_memcpy(v->hop, r->hop, sizeof(v->hop));
+	}
+	if (r->kind == ROUTE_TUNNEL)
+		return ACTION_TUNNEL;
+	return r->kind == ROUTE_NATIVE ? ACTION_NATIVE : ACTION_WORLD;
+}
+
+/* Out by a named uplink: answers leave by the device that their question came by. */
+static __always_inline int route_output_uplink(struct __sk_buff *skb, struct packet *p,
+					       __u32 ifindex, struct verdict *v)
+{
+	int err = packet_take_hop(skb, p);
+
+	if (err)
+		return err;
+	skb->tc_index = PACKET_DONE;
+	v->ifindex = ifindex;
+	return ACTION_WORLD;
+}
+
+#endif

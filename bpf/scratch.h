@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a program knows of the packet in hand, one a CPU. It lies in a map and
+ * not on the stack for two reasons: the stack has 512 bytes, and the verifier
+ * follows every known value on the stack through every path, which costs it
+ * millions of steps, while what is read from a map is unknown alike on all.
+ *
+ * A program runs to its end on its CPU with bottom halves off, so no other
+ * packet comes in between.
+ */
+#ifndef PODLANE_SCRATCH_H
+#define PODLANE_SCRATCH_H
+
+#include "abi.h"
+
+enum fragment_state {
+	FRAGMENT_NONE = 0,
+	FRAGMENT_FIRST = 1,
+	FRAGMENT_LATER = 2,
+};
+
+/* One packet as parsed; tuple and hop_limit follow what is rewritten. */
+struct packet {
+	struct flow_key tuple;
+	__u32 length; /* bytes of the whole frame */
+	__u32 fragment_id;
+	__u32 l4; /* offset of the transport header */
+	__u8 tcp_flags;
+	__u8 hop_limit;
+	__u8 fragment; /* enum fragment_state */
+	__u8 icmp_type;
+	__u8 has_ports; /* ports (or an echo id) are in the tuple */
+	__u8 plain; /* no IPv4 options, no IPv6 extension headers */
+	__u8 zero[2];
+};
+
+/* A flow while it is made, and how its source port is to be chosen. */
+struct flow_draft {
+	struct flow flow;
+	__u8 masquerade; /* source is an address of this node: ports come from its range */
+	__u8 revive; /* mid-flow: only find the port that the flow had */
+	__u8 plain; /* no Service */
+	__u8 zero[5];
+};
+
+struct scratch {
+	struct packet packet;
+	struct flow_draft draft;
+	struct verdict verdict;
+};
+
+#endif

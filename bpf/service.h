@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Services: from a packet's destination to one backend.
+ *
+ * frontend -> service -> backend set (one u64, read once) -> slot -> backend.
+ */
+#ifndef PODLANE_SERVICE_H
+#define PODLANE_SERVICE_H
+
+#include "conntrack.h"
+
+static __always_inline __u32 flow_hash(const struct flow_key *key, __u32 seed)
+{
+	const __u32 *word = (const __u32 *)key;
+	__u64 h = seed;
+
+	/* multiply and fold: every bit of the tuple reaches the upper half, which chooses */
+	for (int i = 0; i < sizeof(*key) / sizeof(__u32); i++) {
+		h = (h ^ word[i]) * 0x9e3779b97f4a7c15ULL;
+		h ^= h >> 32;
+	}
+	return h;
+}
+
+static __always_inline struct frontend *service_lookup(const struct packet *p)
+{
+	struct frontend_key key = {};
+
+	if (!p->has_ports || packet_is_echo(p))
+		return NULL;
+	key.address = p->tuple.dst;
+	key.port = p->tuple.dport;
+	key.protocol = p->tuple.protocol;
+	return frontends.lookup(&key);
+}
+
+/* Whether the address is a Service's, whatever the port. */
+static __always_inline bool service_has_address(const struct addr *address)
+{
+	struct frontend_key key = {};
+
+	key.address = *address;
+	return frontends.lookup(&key) != NULL;
+}
+
+/*
+ * Which traffic policy binds this packet. internalTrafficPolicy Local binds
+ * the ClusterIP for every sender; externalTrafficPolicy Local binds outside
+ * senders only, pods and nodes take the short cut to all endpoints.
+ */
+static __always_inline bool service_uses_local(const struct service *svc, const struct frontend *fe,
+					       bool outside)
+{
+	if (fe->kind == FRONTEND_CLUSTER_IP)
+		return svc->flags & SERVICE_INTERNAL_LOCAL;
+	if (fe->kind == FRONTEND_HOST_PORT)
+		return false;
+	return outside && svc->flags & SERVICE_EXTERNAL_LOCAL;
+}
+
+/* Chooses a backend for a new flow; the same tuple chooses the same while the set is the same. */
+static __always_inline int service_select_backend(const struct packet *p, const struct service *svc,
+						  bool local, __u32 seed, __u32 *backend_id)
+{
+	__u64 set = local ? *(volatile __u64 *)&svc->local : *(volatile __u64 *)&svc->cluster;
+	__u32 count = set >> SET_EPOCH_BITS & ((1U << SET_COUNT_BITS) - 1);
+	__u32 base = set >> (SET_EPOCH_BITS + SET_COUNT_BITS);
+	struct slot *slot;
+	__u32 index;
+
+	if (!count) {
+		__u64 cluster = *(volatile __u64 *)&svc->cluster;
+
+		if (local && cluster >> SET_EPOCH_BITS & ((1U << SET_COUNT_BITS) - 1))
+			return -DROP_NO_LOCAL_BACKEND;
+		return -DROP_NO_BACKEND;
+	}
+	index = base + (__u32)((__u64)flow_hash(&p->tuple, seed) * count >> 32);
+	slot = slots.lookup(&index);
+	if (!slot || slot->epoch != (set & ((1U << SET_EPOCH_BITS) - 1)))
+		return -DROP_BACKEND_SET;
+	*backend_id = slot->backend_id;
+	return 0;
+}
+
+/*
+ * Whether an established flow may still use its backend. A TCP flow stays
+ * while the backend is listed at all (unready, draining); UDP only while it
+ * serves. An id that went to another backend has another generation.
+ */
+static __always_inline bool service_backend_holds(const struct flow *f)
+{
+	__u32 id = f->backend_id;
+	struct backend *b;
+
+	if (!id)
+		return true;
+	b = backends.lookup(&id);
+	if (!b || b->generation != f->generation)
+		return false;
+	return b->flags & (f->protocol == IPPROTO_TCP ? BACKEND_LISTED : BACKEND_SERVING);
+}
+
+static __always_inline void service_count(const struct flow *f, const struct packet *p, bool new)
+{
+	__u32 service = f->service_id, backend = f->backend_id;
+	struct service_counter *c;
+
+	if (!service)
+		return;
+	c = service_counters.lookup(&service);
+	if (c) {
+		c->flows += new;
+		c->packets++;
+		c->bytes += p->length;
+	}
+	c = backend_counters.lookup(&backend);
+	if (c) {
+		if (new)
+			__sync_fetch_and_add(&c->flows, 1);
+		__sync_fetch_and_add(&c->packets, 1);
+		__sync_fetch_and_add(&c->bytes, (__u64)p->length);
+	}
+}
+
+#endif

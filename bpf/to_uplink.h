@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * to_uplink: egress of an uplink; a packet leaves the node for outside.
+ *
+ *	finished by another hook -> out
+ *	reply of the node's own socket that is a Service's backend -> translate -> out
+ *	pod's packet that came through the stack -> masquerade -> out
+ */
+#ifndef PODLANE_TO_UPLINK_H
+#define PODLANE_TO_UPLINK_H
+
+#include "forward.h"
+
+/* A pod's packet that the stack routed; its flow may be known, new, or lost. */
+static __always_inline int to_uplink_masquerade(struct __sk_buff *skb, struct packet *p,
+						struct flow_draft *draft)
+{
+	struct node *n = node_get();
+	struct path path = {};
+	int err;
+
+	if (!n)
+		return -DROP_CONFIG;
+	route_lookup(&p->tuple.dst, &path);
+	if (!path_masquerades(&path))
+		return ACTION_PASS;
+	err = flow_start(skb, HOOK_TO_UPLINK, p, n, draft);
+	/* without a flow it may not leave under the pod's address, which no one outside knows */
+	if (err == ACTION_PASS)
+		return -DROP_NO_FLOW;
+	if (err)
+		return err;
+	err = flow_translate(skb, p, &draft->flow);
+	return err ? err : ACTION_PASS;
+}
+
+static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	struct flow *f;
+	int err;
+
+	if (skb->tc_index == PACKET_DONE) {
+		skb->tc_index = 0;
+		return ACTION_PASS;
+	}
+	err = packet_parse(skb, p);
+	/* the node's own packets are the node's own business */
+	if (err)
+		return endpoints.lookup(&p->tuple.src) ? err : ACTION_PASS;
+	f = flows.lookup(&p->tuple);
+	if (f) {
+		ct_touch(f, p);
+		service_count(f, p, false);
+		s->verdict.service_id = f->service_id;
+		s->verdict.flow_flags = f->flags;
+		err = flow_translate(skb, p, f);
+		return err ? err : ACTION_PASS;
+	}
+	if (!endpoints.lookup(&p->tuple.src))
+		return ACTION_PASS;
+	return to_uplink_masquerade(skb, p, &s->draft);
+}
+
+int to_uplink(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_begin();
+
+	return s ? verdict_return(skb, s, HOOK_TO_UPLINK, to_uplink_handle(skb, s)) : TC_ACT_SHOT;
+}
+
+#endif
