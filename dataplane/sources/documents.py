@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to documents: YAML and JSON with positions, and the files that hold them.
+
+Must not know kinds of objects. Scalars mean what they mean to Kubernetes, which
+goes through JSON: no dates, no base-60 numbers, no key given twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import yaml
+
+from dataplane.model.errors import BadInput
+from dataplane.sources.fields import Path
+
+SUFFIXES = (".json", ".yaml", ".yml")
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML as Kubernetes reads it: a date is a string, `1:20` is one too."""
+
+
+_INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]*|0o[0-7]+|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_PREFIX = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    first: [r for r in resolvers if r[0].removeprefix(_PREFIX) not in ("timestamp", "int", "float")]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, _pattern, _first in (
+    ("int", _INTEGER, "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(
+        _PREFIX + _name, re.compile(f"^(?:{_pattern.pattern})$"), list(_first)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a file: its data as JSON would have it, and where its parts are."""
+
+    file: str
+    text: str
+    data: object
+    node: yaml.Node | None
+
+    def locate(self, path: Path) -> str:
+        """`file:line:column` of the field at `path`, or of the nearest part around it."""
+        node = self.node if self.node is not None else _compose(self.text)
+        if node is None:
+            return self.file
+        mark = node.start_mark
+        for part in path:
+            key, node = _child(node, part)
+            if node is None:
+                break
+            mark = (key or node).start_mark
+        return f"{self.file}:{mark.line + 1}:{mark.column + 1}"
+
+
+def _child(node: yaml.Node, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
+    """The key (in a mapping) and value under `part`."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return None, node.value[part]
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return key, value
+    return None, None
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """The node graph of JSON, which is YAML too; only made when something is wrong."""
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
+        return None
+    return node
+
+
+def parse(file: str, text: str) -> Iterator[Document]:
+    """All documents of `text` that are not empty.
+
+    Args:
+        file: the name that messages give it; JSON is expected if it ends so.
+
+    Raises:
+        BadInput: the text does not parse; says line and column.
+    """
+    try:
+        if file.endswith(".json") or text.lstrip()[:1] == "{":
+            try:
+                data = json.loads(text, object_pairs_hook=_unique)
+                yield Document(file, text, data, None)
+                return
+            except ValueError as error:
+                if file.endswith(".json"):
+                    raise _json_error(file, error) from None
+        yield from _parse_yaml(file, text)
+    except RecursionError:
+        raise BadInput(
+            file, "is nested too deep", "no manifest needs this; look at the file"
+        ) from None
+
+
+def _parse_yaml(file: str, text: str) -> Iterator[Document]:
+    loader = _Loader(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            if node is None:
+                break
+            _refuse_duplicate_keys(node)
+            data = loader.construct_document(node)
+            if data is not None:
+                yield Document(file, text, data, node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
+        raise BadInput(
+            where, _yaml_reason(error), "correct it there or in the line before"
+        ) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        where = f"{file}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise BadInput(where, "has a character that YAML does not allow") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise BadInput(file, f"does not parse as YAML: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def _yaml_reason(error: yaml.MarkedYAMLError) -> str:
+    reason = f"does not parse as YAML: {error.problem}"
+    return f"{reason} ({error.context})" if error.context else reason
+
+
+def _refuse_duplicate_keys(root: yaml.Node) -> None:
+    """A key given twice has two meanings; readers differ on which one wins."""
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    if key.value in keys:
+                        raise yaml.MarkedYAMLError(
+                            None, None, f"key {key.value!r} is given twice", key.start_mark
+                        )
+                    keys.add(key.value)
+                children.append(value)
+        for child in children:
+            if not isinstance(child, yaml.ScalarNode) and id(child) not in seen:
+                seen.add(id(child))
+                waiting.append(child)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} is given twice in one object")
+    return result
+
+
+def _json_error(file: str, error: ValueError) -> BadInput:
+    if isinstance(error, json.JSONDecodeError):
+        return BadInput(
+            f"{file}:{error.lineno}:{error.colno}", f"does not parse as JSON: {error.msg}"
+        )
+    return BadInput(file, f"does not parse as JSON: {error}")
+
+
+def read_text(path: FilePath) -> str:
+    """The text of a file.
+
+    Raises:
+        BadInput: it can't be read, or is not UTF-8.
+    """
+    try:
+        return decode(str(path), path.read_bytes())
+    except OSError as error:
+        raise BadInput(str(path), f"can't be read: {error.strerror}") from None
+
+
+def decode(file: str, raw: bytes) -> str:
+    """UTF-8 text, with or without a byte order mark."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{file}:{line}", "is not UTF-8 text") from None
+
+
+def folder_files(folder: FilePath) -> tuple[list[FilePath], list[FilePath]]:
+    """Manifest files of a folder and its subfolders, sorted; and links that lead out of it.
+
+    Hidden names are skipped and links to folders not followed, so a mounted ConfigMap
+    (links into a hidden folder) is read once. Devices, pipes and sockets are skipped.
+    """
+    root = os.path.realpath(folder)
+    files: list[FilePath] = []
+    outside: list[FilePath] = []
+
+    def refuse(error: OSError) -> None:
+        if error.filename == str(folder) or not isinstance(error, FileNotFoundError):
+            raise BadInput(str(error.filename), f"can't be read: {error.strerror}") from None
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if name.startswith(".") or not name.endswith(SUFFIXES):
+                continue
+            path = FilePath(place, name)
+            if not os.path.realpath(path).startswith(root.rstrip("/") + "/"):
+                outside.append(path)
+            elif _is_regular(path):
+                files.append(path)
+    return sorted(files), sorted(outside)
+
+
+def _is_regular(path: FilePath) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False  # gone since the folder was listed
