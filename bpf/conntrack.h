@@ -64,19 +64,18 @@ static __always_inline bool ct_same_original(const struct flow *a, const struct 
 }
 
 /* Both halves must know that a side closed; rare, so a second lookup is paid here. */
-static __always_inline void ct_set_state(struct flow *f, __u8 bits)
+static __always_inline void ct_set_state(struct flow *f, struct flow_key *other, __u8 bits)
 {
-	struct flow_key other = {};
 	struct flow *half;
 
 	if ((f->state & bits) == bits)
 		return;
 	f->state |= bits;
 	if (f->flags & FLOW_REPLY)
-		ct_original_key(f, &other);
+		ct_original_key(f, other);
 	else
-		ct_reply_key(f, &other);
-	half = flows.lookup(&other);
+		ct_reply_key(f, other);
+	half = flows.lookup(other);
 	if (half && ct_same_original(half, f))
 		half->state |= bits;
 }
@@ -85,7 +84,7 @@ static __always_inline void ct_set_state(struct flow *f, __u8 bits)
  * Accounts a packet to its flow. Two CPUs may carry one flow, so counts are
  * close, not exact; service counters are exact.
  */
-static __always_inline void ct_touch(struct flow *f, const struct packet *p)
+static __always_inline void ct_touch(struct flow *f, struct packet *p)
 {
 	bool reply = f->flags & FLOW_REPLY;
 	__u8 bits = 0;
@@ -100,7 +99,7 @@ static __always_inline void ct_touch(struct flow *f, const struct packet *p)
 	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
 		bits |= FLOW_RESET;
 	if (bits)
-		ct_set_state(f, bits);
+		ct_set_state(f, &p->other, bits);
 }
 
 /* A flow as its first packet shows it, untranslated. */
@@ -122,29 +121,26 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
  * Claims the reply tuple of f. 0: it is ours now (or was already);
  * 1: another live flow has it, so another source port is needed.
  */
-static __always_inline int ct_claim_reply(struct flow *f, __u64 now)
+static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now)
 {
-	struct flow_key key = {};
 	struct flow *taken;
 
-	ct_reply_key(f, &key);
+	ct_reply_key(f, key);
 	f->flags |= FLOW_REPLY;
-	if (!flows.insert(&key, f))
+	if (!flows.insert(key, f))
 		return 0;
-	taken = flows.lookup(&key);
+	taken = flows.lookup(key);
 	if (taken && !ct_same_original(taken, f) && !ct_is_closed(taken) && !ct_is_dead(taken, now))
 		return 1;
-	return flows.update(&key, f) ? -DROP_FLOW_TABLE : 0;
+	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
 
 /* Writes the original half; the reply half is claimed before, so no reply goes astray. */
-static __always_inline int ct_write_original(struct flow *f)
+static __always_inline int ct_write_original(struct flow *f, struct flow_key *key)
 {
-	struct flow_key key = {};
-
-	ct_original_key(f, &key);
+	ct_original_key(f, key);
 	f->flags &= ~FLOW_REPLY;
-	return flows.update(&key, f) ? -DROP_FLOW_TABLE : 0;
+	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
 
 #endif

@@ -32,8 +32,6 @@ static __always_inline int flow_translate(struct __sk_buff *skb, struct packet *
 {
 	bool reply = f->flags & FLOW_REPLY;
 	__u8 flags = f->flags;
-	struct addr src = reply ? f->frontend : f->source;
-	struct addr dst = reply ? f->client : f->backend;
 	__be16 sport = reply ? f->frontend_port : f->source_port;
 	__be16 dport = reply ? f->client_port : f->backend_port;
 	int err;
@@ -43,13 +41,16 @@ static __always_inline int flow_translate(struct __sk_buff *skb, struct packet *
 	/* an echo has one identifier, which packet_rewrite_* keep in both places */
 	if (packet_is_echo(p))
 		sport = dport = reply ? f->client_port : f->source_port;
+	/* an entry may be evicted and its memory given away meanwhile: copy, then use */
+	p->other.dst = reply ? f->client : f->backend;
 	if (flags & (reply ? FLOW_NAT_DST : FLOW_NAT_SRC)) {
-		err = packet_rewrite_source(skb, p, &src, sport);
+		p->other.src = reply ? f->frontend : f->source;
+		err = packet_rewrite_source(skb, p, &p->other.src, sport);
 		if (err)
 			return err;
 	}
 	if (flags & (reply ? FLOW_NAT_SRC : FLOW_NAT_DST))
-		return packet_rewrite_destination(skb, p, &dst, dport);
+		return packet_rewrite_destination(skb, p, &p->other.dst, dport);
 	return 0;
 }
 
@@ -221,7 +222,7 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	if (err)
 		return err;
 	service_count(f, p, !draft->revive);
-	return ct_write_original(f);
+	return ct_write_original(f, &p->other);
 }
 
 /* A flow that may not go on as it is: closed and opened anew, or its backend is gone. */

@@ -48,41 +48,39 @@ struct arp_message {
 };
 
 /* Answers a solicitation for the gateway in place; the sum is made anew. */
-static __always_inline int nd_answer(struct __sk_buff *skb, struct packet *p, const struct node *n)
+static __always_inline int nd_answer(struct __sk_buff *skb, struct scratch *s, const struct node *n)
 {
-	__u8 body[ND_SIZE + 8] = {};
+	__u8 *body = s->answer.body;
+	__u16 length = ND_SIZE + 8;
 	__u8 mac[ETH_ALEN];
-	struct ipv6hdr ip = { .version = 6, .nexthdr = IPPROTO_ICMPV6, .hop_limit = 255 };
 	__s64 sum;
 
+	__builtin_memset(body, 0, ND_SIZE + 8);
 	body[0] = ND_TYPE_NEIGHBOUR_ADVERT;
 	body[4] = ND_ADVERT_FLAGS;
 	__builtin_memcpy(body + ND_TARGET, &n->gateway, sizeof(struct addr));
 	body[ND_SIZE] = ND_OPTION_TARGET_MAC;
 	body[ND_SIZE + 1] = 1;
 	__builtin_memcpy(body + ND_SIZE + 2, n->gateway_mac, ETH_ALEN);
-	/* csum_pseudo() answers from the destination, here the solicited-node group */
-	p->tuple.dst = n->gateway;
-	if (bpf_skb_change_tail(skb, ANSWER_L4 + sizeof(body), 0) ||
+	/* an answer comes from the packet's destination, which was the solicited-node group */
+	s->packet.tuple.dst = n->gateway;
+	if (bpf_skb_change_tail(skb, ANSWER_L4 + length, 0) ||
 	    bpf_skb_load_bytes(skb, ETH_ALEN, mac, ETH_ALEN) ||
-	    packet_set_macs(skb, mac, (__u8 *)n->gateway_mac))
+	    packet_set_macs(skb, mac, (__u8 *)n->gateway_mac) ||
+	    answer_write_ipv6(skb, s, length, IPPROTO_ICMPV6, 255))
 		return -DROP_ANSWERED;
-	ip.payload_len = bpf_htons(sizeof(body));
-	__builtin_memcpy(&ip.saddr, &n->gateway, sizeof(struct addr));
-	__builtin_memcpy(&ip.daddr, &p->tuple.src, sizeof(struct addr));
-	if (bpf_skb_store_bytes(skb, L3_OFFSET, &ip, sizeof(ip), 0))
-		return -DROP_ANSWERED;
-	sum = csum_pseudo(p, sizeof(body), IPPROTO_ICMPV6);
-	*(__u16 *)&body[2] = ~csum_fold(sum + bpf_csum_diff(0, 0, (void *)body, sizeof(body), 0));
-	if (bpf_skb_store_bytes(skb, ANSWER_L4, body, sizeof(body), 0))
+	sum = csum_pseudo(s, length, IPPROTO_ICMPV6);
+	*(__u16 *)&body[2] = ~csum_fold(sum + bpf_csum_diff(0, 0, (void *)body, ND_SIZE + 8, 0));
+	if (bpf_skb_store_bytes(skb, ANSWER_L4, body, ND_SIZE + 8, 0))
 		return -DROP_ANSWERED;
 	return ACTION_ANSWER;
 }
 
 /* ICMPv6 that lives on the link; 0: not such a message. */
-static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct packet *p,
+static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct scratch *s,
 					      const struct node *n)
 {
+	const struct packet *p = &s->packet;
 	struct endpoint *ep;
 	struct addr target;
 
@@ -110,7 +108,7 @@ static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct pack
 	if (p->icmp_type == ND_TYPE_NEIGHBOUR_SOLICIT) {
 		/* duplicate address detection asks from the unspecified address, and needs no answer */
 		if (addr_equal(&target, &n->gateway) && !addr_is_zero(&p->tuple.src))
-			return nd_answer(skb, p, n);
+			return nd_answer(skb, s, n);
 		return ACTION_PASS;
 	}
 	if (addr_is_link_local(&target) && !addr_equal(&target, &n->gateway))
@@ -158,7 +156,7 @@ static __always_inline int from_pod_handle(struct __sk_buff *skb, struct scratch
 	if (skb->vlan_present)
 		return -DROP_VLAN;
 	if (FAMILY == 6 && p->tuple.protocol == IPPROTO_ICMPV6) {
-		err = from_pod_neighbour(skb, p, n);
+		err = from_pod_neighbour(skb, s, n);
 		if (err)
 			return err;
 	}

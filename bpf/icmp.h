@@ -20,18 +20,9 @@
 /* RFC 792, RFC 4443: what is quoted of the refused packet, up to its ports */
 #define ICMP_HEADER_SIZE 8
 #define ICMP_QUOTE_SIZE (L3_HEADER_SIZE + 8)
-#define ICMP_QUOTE_MAX (sizeof(struct ipv6hdr) + 8)
 
 #define ICMP_UNREACHABLE_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_DEST_UNREACH)
 #define ICMP_UNREACHABLE_CODE (FAMILY == 4 ? ICMP_PORT_UNREACH : ICMPV6_PORT_UNREACH)
-
-/* Sums alike for both families: RFC 793 3.1 and RFC 8200 8.1, in 32-bit words. */
-struct pseudo_header {
-	struct addr src;
-	struct addr dst;
-	__be32 length;
-	__be32 protocol;
-};
 
 static __always_inline __u16 csum_fold(__u64 sum)
 {
@@ -41,16 +32,16 @@ static __always_inline __u16 csum_fold(__u64 sum)
 	return sum;
 }
 
-static __always_inline __s64 csum_pseudo(const struct packet *p, __u32 length, __u8 protocol)
+/* Of the answer: from the packet's destination to its source. */
+static __always_inline __s64 csum_pseudo(struct scratch *s, __u32 length, __u8 protocol)
 {
-	struct pseudo_header h = {};
+	struct pseudo_header *h = &s->answer.pseudo;
 
-	/* the answer's source is the refused packet's destination; the sum is symmetric */
-	h.src = p->tuple.dst;
-	h.dst = p->tuple.src;
-	h.length = bpf_htonl(length);
-	h.protocol = bpf_htonl(protocol);
-	return bpf_csum_diff(0, 0, (void *)&h, sizeof(h), 0);
+	h->src = s->packet.tuple.dst;
+	h->dst = s->packet.tuple.src;
+	h->length = bpf_htonl(length);
+	h->protocol = bpf_htonl(protocol);
+	return bpf_csum_diff(0, 0, (void *)h, sizeof(*h), 0);
 }
 
 /* RFC 1122 3.2.2, RFC 4443 2.4(e), RFC 9293 3.10.7: what must not be answered. */
@@ -64,37 +55,37 @@ static __always_inline bool packet_may_be_answered(const struct packet *p)
 	       !addr_is_zero(&p->tuple.src);
 }
 
-static __always_inline int answer_write_ipv4(struct __sk_buff *skb, const struct packet *p,
-					     __u16 length, __u8 protocol)
+static __always_inline int answer_write_ipv4(struct __sk_buff *skb, struct scratch *s, __u16 length,
+					     __u8 protocol)
 {
-	struct iphdr ip = {
-		.version = 4,
-		.ihl = 5,
-		.tot_len = bpf_htons(sizeof(ip) + length),
-		.frag_off = bpf_htons(0x4000),
-		.ttl = ANSWER_HOP_LIMIT,
-		.protocol = protocol,
-		.saddr = p->tuple.dst.word[0],
-		.daddr = p->tuple.src.word[0],
-	};
+	struct iphdr *ip = (void *)s->answer.header;
 
-	ip.check = ~csum_fold(bpf_csum_diff(0, 0, (void *)&ip, sizeof(ip), 0));
-	return bpf_skb_store_bytes(skb, L3_OFFSET, &ip, sizeof(ip), 0);
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->version = 4;
+	ip->ihl = sizeof(*ip) / 4;
+	ip->tot_len = bpf_htons(sizeof(*ip) + length);
+	ip->frag_off = bpf_htons(0x4000); /* don't fragment */
+	ip->ttl = ANSWER_HOP_LIMIT;
+	ip->protocol = protocol;
+	ip->saddr = s->packet.tuple.dst.word[0];
+	ip->daddr = s->packet.tuple.src.word[0];
+	ip->check = ~csum_fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
+	return bpf_skb_store_bytes(skb, L3_OFFSET, ip, sizeof(*ip), 0);
 }
 
-static __always_inline int answer_write_ipv6(struct __sk_buff *skb, const struct packet *p,
-					     __u16 length, __u8 protocol)
+static __always_inline int answer_write_ipv6(struct __sk_buff *skb, struct scratch *s, __u16 length,
+					     __u8 protocol, __u8 hop_limit)
 {
-	struct ipv6hdr ip = {
-		.version = 6,
-		.payload_len = bpf_htons(length),
-		.nexthdr = protocol,
-		.hop_limit = ANSWER_HOP_LIMIT,
-	};
+	struct ipv6hdr *ip = (void *)s->answer.header;
 
-	__builtin_memcpy(&ip.saddr, &p->tuple.dst, sizeof(struct addr));
-	__builtin_memcpy(&ip.daddr, &p->tuple.src, sizeof(struct addr));
-	return bpf_skb_store_bytes(skb, L3_OFFSET, &ip, sizeof(ip), 0);
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->version = 6;
+	ip->payload_len = bpf_htons(length);
+	ip->nexthdr = protocol;
+	ip->hop_limit = hop_limit;
+	__builtin_memcpy(&ip->saddr, &s->packet.tuple.dst, sizeof(struct addr));
+	__builtin_memcpy(&ip->daddr, &s->packet.tuple.src, sizeof(struct addr));
+	return bpf_skb_store_bytes(skb, L3_OFFSET, ip, sizeof(*ip), 0);
 }
 
 /*
@@ -102,7 +93,7 @@ static __always_inline int answer_write_ipv6(struct __sk_buff *skb, const struct
  * header. probe is where a partial checksum would be cut. Gives 1 if the
  * checksum is partial, 0 if not, or -DROP_ANSWERED.
  */
-static __always_inline int answer_begin(struct __sk_buff *skb, const struct packet *p, __u16 length,
+static __always_inline int answer_begin(struct __sk_buff *skb, struct scratch *s, __u16 length,
 					__u8 protocol, __u32 probe)
 {
 	int partial = bpf_skb_change_tail(skb, probe, 0) ? 1 : 0;
@@ -113,67 +104,78 @@ static __always_inline int answer_begin(struct __sk_buff *skb, const struct pack
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)) ||
 	    packet_set_macs(skb, macs + ETH_ALEN, macs))
 		return -DROP_ANSWERED;
-	if (FAMILY == 4 ? answer_write_ipv4(skb, p, length, protocol) :
-			  answer_write_ipv6(skb, p, length, protocol))
+	if (FAMILY == 4 ? answer_write_ipv4(skb, s, length, protocol) :
+			  answer_write_ipv6(skb, s, length, protocol, ANSWER_HOP_LIMIT))
 		return -DROP_ANSWERED;
 	return partial;
 }
 
 /* RFC 9293 3.10.7.1: an acknowledged segment is reset at what it acknowledges. */
-static __always_inline int answer_with_reset(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int answer_with_reset(struct __sk_buff *skb, struct scratch *s)
 {
-	struct tcphdr in, tcp = {};
+	struct tcphdr *tcp = (void *)s->answer.body;
 	__u32 payload;
+	__be32 ack;
+	__be16 port;
 	__s64 sum;
 	int partial;
 
-	if (bpf_skb_load_bytes(skb, ANSWER_L4, &in, sizeof(in)))
+	if (bpf_skb_load_bytes(skb, ANSWER_L4, tcp, sizeof(*tcp)))
 		return -DROP_ANSWERED;
-	tcp.source = in.dest;
-	tcp.dest = in.source;
-	tcp.doff = sizeof(tcp) / 4;
-	tcp.rst = 1;
-	if (in.ack) {
-		tcp.seq = in.ack_seq;
+	port = tcp->source;
+	tcp->source = tcp->dest;
+	tcp->dest = port;
+	payload = s->packet.length - ANSWER_L4 - tcp->doff * 4;
+	ack = bpf_htonl(bpf_ntohl(tcp->seq) + payload + tcp->syn + tcp->fin);
+	if (tcp->ack) {
+		tcp->seq = tcp->ack_seq;
+		tcp->ack_seq = 0;
+		s->answer.body[13] = TCP_FLAG_RST_BYTE;
 	} else {
-		payload = p->length - ANSWER_L4 - in.doff * 4;
-		tcp.ack = 1;
-		tcp.ack_seq = bpf_htonl(bpf_ntohl(in.seq) + payload + in.syn + in.fin);
+		tcp->seq = 0;
+		tcp->ack_seq = ack;
+		s->answer.body[13] = TCP_FLAG_RST_BYTE | TCP_FLAG_ACK_BYTE;
 	}
+	s->answer.body[12] = sizeof(*tcp) / 4 << 4;
+	tcp->window = 0;
+	tcp->check = 0;
+	tcp->urg_ptr = 0;
 	/* the checksum stands at 16 and 17 */
-	partial = answer_begin(skb, p, sizeof(tcp), IPPROTO_TCP, ANSWER_L4 + 16);
+	partial = answer_begin(skb, s, sizeof(*tcp), IPPROTO_TCP, ANSWER_L4 + 16);
 	if (partial < 0)
 		return partial;
-	sum = csum_pseudo(p, sizeof(tcp), IPPROTO_TCP);
+	sum = csum_pseudo(s, sizeof(*tcp), IPPROTO_TCP);
 	if (partial)
-		tcp.check = csum_fold(sum);
+		tcp->check = csum_fold(sum);
 	else
-		tcp.check = ~csum_fold(sum + bpf_csum_diff(0, 0, (void *)&tcp, sizeof(tcp), 0));
-	if (bpf_skb_store_bytes(skb, ANSWER_L4, &tcp, sizeof(tcp), 0))
+		tcp->check = ~csum_fold(sum + bpf_csum_diff(0, 0, (void *)tcp, sizeof(*tcp), 0));
+	if (bpf_skb_store_bytes(skb, ANSWER_L4, tcp, sizeof(*tcp), 0))
 		return -DROP_ANSWERED;
 	return ACTION_ANSWER;
 }
 
-static __always_inline int answer_with_unreachable(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int answer_with_unreachable(struct __sk_buff *skb, struct scratch *s)
 {
-	/* 8 bytes of ICMP header, then the quote */
-	__u8 body[ICMP_HEADER_SIZE + ICMP_QUOTE_MAX] = {};
 	__u16 length = ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE;
+	__u8 *body = s->answer.body;
 	__s64 pseudo = 0;
 	int partial;
 
-	if (p->tuple.protocol != IPPROTO_UDP)
+	_Static_assert(sizeof(s->answer.body) >= ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE,
+		       "an answer's body holds an ICMP header and its quote");
+	if (s->packet.tuple.protocol != IPPROTO_UDP)
 		return -DROP_ANSWERED;
 	if (bpf_skb_load_bytes(skb, L3_OFFSET, body + ICMP_HEADER_SIZE, ICMP_QUOTE_SIZE))
 		return -DROP_ANSWERED;
+	__builtin_memset(body, 0, ICMP_HEADER_SIZE);
 	body[0] = ICMP_UNREACHABLE_TYPE;
 	body[1] = ICMP_UNREACHABLE_CODE;
 	/* UDP's checksum stands at 6 and 7, which is in the unused field of this message */
-	partial = answer_begin(skb, p, length, PROTOCOL_ICMP, ANSWER_L4 + 6);
+	partial = answer_begin(skb, s, length, PROTOCOL_ICMP, ANSWER_L4 + 6);
 	if (partial < 0)
 		return partial;
 	if (FAMILY == 6)
-		pseudo = csum_pseudo(p, length, PROTOCOL_ICMP);
+		pseudo = csum_pseudo(s, length, PROTOCOL_ICMP);
 	*(__u16 *)&body[2] = ~csum_fold(pseudo + bpf_csum_diff(0, 0, (void *)body, length, 0));
 	/* what a device then adds to this place keeps the message's own checksum true */
 	if (partial)
@@ -183,13 +185,13 @@ static __always_inline int answer_with_unreachable(struct __sk_buff *skb, const 
 	return ACTION_ANSWER;
 }
 
-static __always_inline int answer_refused(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int answer_refused(struct __sk_buff *skb, struct scratch *s)
 {
-	if (!packet_may_be_answered(p))
+	if (!packet_may_be_answered(&s->packet))
 		return -DROP_ANSWERED;
-	if (p->tuple.protocol == IPPROTO_TCP)
-		return answer_with_reset(skb, p);
-	return answer_with_unreachable(skb, p);
+	if (s->packet.tuple.protocol == IPPROTO_TCP)
+		return answer_with_reset(skb, s);
+	return answer_with_unreachable(skb, s);
 }
 
 #endif

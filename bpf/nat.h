@@ -43,15 +43,14 @@ static __always_inline bool nat_socket_has(struct __sk_buff *skb, const struct f
 }
 
 /* Tries the draft's source port. 0: the reply tuple is ours; 1: taken; else -DROP_x. */
-static __always_inline int nat_try(struct flow_draft *draft, __u64 now)
+static __always_inline int nat_try(struct flow_draft *draft, struct flow_key *key, __u64 now)
 {
-	struct flow_key key = {};
 	struct flow *half;
 
 	if (!draft->revive)
-		return ct_claim_reply(&draft->flow, now);
-	ct_reply_key(&draft->flow, &key);
-	half = flows.lookup(&key);
+		return ct_claim_reply(&draft->flow, key, now);
+	ct_reply_key(&draft->flow, key);
+	half = flows.lookup(key);
 	return half && ct_same_original(half, &draft->flow) ? 0 : 1;
 }
 
@@ -63,8 +62,7 @@ static __always_inline int nat_try(struct flow_draft *draft, __u64 now)
  * flow's reply half still stands, or -DROP_NO_FLOW.
  */
 static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_draft *draft,
-					    const struct packet *p, const struct node *n,
-					    __u64 now)
+					    struct packet *p, const struct node *n, __u64 now)
 {
 	__u32 range = (__u32)n->masquerade_max - n->masquerade_min + 1;
 	__u32 hash = flow_hash(&p->tuple, n->hash_seed);
@@ -72,7 +70,7 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 	int err = 1;
 
 	if (!draft->masquerade || !p->has_ports) {
-		err = nat_try(draft, now);
+		err = nat_try(draft, &p->other, now);
 		if (err <= 0)
 			return err;
 	}
@@ -86,7 +84,7 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 				f->backend_port = f->source_port;
 			if (draft->masquerade && !draft->revive && nat_socket_has(skb, f))
 				continue;
-			err = nat_try(draft, now);
+			err = nat_try(draft, &p->other, now);
 			if (err <= 0)
 				return err;
 		}

@@ -242,19 +242,17 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 /* Later fragments have the ports of their first one, if that was seen. */
 static __always_inline int packet_follow_fragment(struct packet *p)
 {
-	struct fragment_key key = {};
-
-	key.src = p->tuple.src;
-	key.dst = p->tuple.dst;
-	key.id = p->fragment_id;
-	key.protocol = p->tuple.protocol;
+	p->whole.src = p->tuple.src;
+	p->whole.dst = p->tuple.dst;
+	p->whole.id = p->fragment_id;
+	p->whole.protocol = p->tuple.protocol;
 	if (p->fragment == FRAGMENT_FIRST) {
 		struct fragment ports = { .sport = p->tuple.sport, .dport = p->tuple.dport };
 
 		/* a full table evicts; a refused write only costs the later fragments */
-		fragments.update(&key, &ports);
+		fragments.update(&p->whole, &ports);
 	} else {
-		struct fragment *seen = fragments.lookup(&key);
+		struct fragment *seen = fragments.lookup(&p->whole);
 
 		if (!seen)
 			return -DROP_FRAGMENT;

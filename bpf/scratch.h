@@ -32,6 +32,8 @@ struct packet {
 	__u8 has_ports; /* ports (or an echo id) are in the tuple */
 	__u8 plain; /* no IPv4 options, no IPv6 extension headers */
 	__u8 zero[2];
+	struct flow_key other; /* room for the key of the flow's other half */
+	struct fragment_key whole; /* room for the key of the packet that this is a fragment of */
 };
 
 /* A flow while it is made, and how its source port is to be chosen. */
@@ -43,8 +45,24 @@ struct flow_draft {
 	__u8 zero[5];
 };
 
+/* Sums alike for both families: RFC 793 3.1 and RFC 8200 8.1, in 32-bit words. */
+struct pseudo_header {
+	struct addr src;
+	struct addr dst;
+	__be32 length;
+	__be32 protocol;
+};
+
+/* Room for an answer that is built from nothing. */
+struct answer {
+	struct pseudo_header pseudo;
+	__u8 header[40]; /* IP */
+	__u8 body[56]; /* ICMP, with what it quotes; TCP */
+};
+
 struct scratch {
 	struct packet packet;
+	struct answer answer;
 	struct flow_draft draft;
 	struct verdict verdict;
 };

@@ -12,7 +12,7 @@
 
 #include "forward.h"
 
-static __always_inline int to_pod_remember(const struct packet *p, struct flow_draft *draft)
+static __always_inline int to_pod_remember(struct packet *p, struct flow_draft *draft)
 {
 	struct flow *f = &draft->flow;
 	struct route *from = route_find(&p->tuple.src);
@@ -22,9 +22,9 @@ static __always_inline int to_pod_remember(const struct packet *p, struct flow_d
 		return 0;
 	ct_draft(draft, p, bpf_ktime_get_ns());
 	f->flags = FLOW_VIA_STACK;
-	if (ct_claim_reply(f, f->last_seen))
+	if (ct_claim_reply(f, &p->other, f->last_seen))
 		return -DROP_FLOW_TABLE;
-	return ct_write_original(f);
+	return ct_write_original(f, &p->other);
 }
 
 static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *s)

@@ -79,7 +79,7 @@ static __always_inline int verdict_return(struct __sk_buff *skb, struct scratch 
 		result = ACTION_DROP;
 		if ((hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK) &&
 		    verdict_is_refusal(v->reason)) {
-			result = answer_refused(skb, p);
+			result = answer_refused(skb, s);
 			if (result < 0)
 				result = ACTION_DROP;
 		}
