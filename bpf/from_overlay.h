@@ -13,32 +13,35 @@
 
 #include "forward.h"
 
-static __always_inline int from_overlay_check(struct __sk_buff *skb, const struct packet *p,
+static __always_inline int from_overlay_check(struct __sk_buff *skb, struct scratch *s,
 					      const struct node *n)
 {
 	struct bpf_tunnel_key key = {};
-	struct peer_key peer = { .family = 4 };
+	struct peer_key *peer = &s->peer;
 	struct route *from;
+
+	__builtin_memset(peer, 0, sizeof(*peer));
+	peer->family = 4;
 
 	/* the kernel gives a key of the asked-for family only */
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
 		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
 			return -DROP_OVERLAY_KEY;
-		peer.family = 6;
-		__builtin_memcpy(peer.address, key.remote_ipv6, sizeof(peer.address));
+		peer->family = 6;
+		__builtin_memcpy(peer->address, key.remote_ipv6, sizeof(peer->address));
 	} else {
-		*(__be32 *)peer.address = bpf_htonl(key.remote_ipv4);
+		*(__be32 *)peer->address = bpf_htonl(key.remote_ipv4);
 	}
 	if (key.tunnel_id != n->vni)
 		return -DROP_OVERLAY_VNI;
-	from = route_find(&p->tuple.src);
-	if (from && from->kind == ROUTE_TUNNEL && from->hop_family == peer.family) {
-		__u64 *a = (__u64 *)peer.address, *b = (__u64 *)from->hop;
+	from = route_find(&s->packet.tuple.src);
+	if (from && from->kind == ROUTE_TUNNEL && from->hop_family == peer->family) {
+		__u32 *a = (__u32 *)peer->address, *b = (__u32 *)from->hop;
 
-		if (a[0] == b[0] && a[1] == b[1])
+		if (a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3])
 			return 0;
 	}
-	return peers.lookup(&peer) ? -DROP_OVERLAY_SOURCE : -DROP_OVERLAY_PEER;
+	return peers.lookup(peer) ? -DROP_OVERLAY_SOURCE : -DROP_OVERLAY_PEER;
 }
 
 static __always_inline int from_overlay_handle(struct __sk_buff *skb, struct scratch *s)
@@ -52,7 +55,7 @@ static __always_inline int from_overlay_handle(struct __sk_buff *skb, struct scr
 	err = packet_parse(skb, p);
 	if (err)
 		return err;
-	err = from_overlay_check(skb, p, n);
+	err = from_overlay_check(skb, s, n);
 	if (err)
 		return err;
 	/* the inner MAC is one for all nodes, none of them this device's by rights */

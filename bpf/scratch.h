@@ -62,6 +62,7 @@ struct answer {
 
 struct scratch {
 	struct packet packet;
+	struct peer_key peer; /* who encapsulated it */
 	struct answer answer;
 	struct flow_draft draft;
 	struct verdict verdict;
