@@ -11,38 +11,59 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
-from bench import paths, report
+from bench import connections, labs, paths, report, start
 from bench.measure import Result
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 
-BENCHES: dict[str, Callable[[], list[Result]]] = {
-    "null": paths.null,
-}
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
+    """Every bench by its name, in the order in which they run."""
+    return {
+        "null": paths.null,
+        "pod-to-pod": paths.pod_to_pod,
+        "pod-to-clusterip": paths.pod_to_clusterip,
+        "vxlan": paths.vxlan,
+        "new-connections": connections.new_connections,
+        "compile": start.compiling,
+        "load": start.loading,
+        "lab-up": lambda: labs.lab_up(manifest),
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", metavar="NAME", help=f"one of {', '.join(BENCHES)}")
-    only = parser.parse_args().only
-    words = Console(stderr=True, highlight=False)
-    results: list[Result] = []
-    status = 0
+    parser.add_argument("--only", metavar="NAME", help=f"one of {', '.join(benches(EXAMPLES))}")
+    parser.add_argument(
+        "--manifest",
+        metavar="FILE",
+        type=Path,
+        default=Path(os.environ.get("BENCH_MANIFEST", EXAMPLES)),
+        help="what lab-up brings up (default: $BENCH_MANIFEST, else the project's example)",
+    )
+    args = parser.parse_args()
+    known = benches(args.manifest)
+    words = Console(stderr=True, highlight=False, markup=False)
     try:
         if os.geteuid():
             raise BadEnvironment("bench", "it makes network namespaces", "run it as root")
-        if only and only not in BENCHES:
-            raise BadInput(f"bench {only!r}", "no such bench", f"one of {', '.join(BENCHES)}")
+        if args.only and args.only not in known:
+            raise BadInput(f"bench {args.only!r}", "no such bench", f"one of {', '.join(known)}")
     except PodlaneError as error:
         words.print(str(error))
         return error.exit_status
-    for name in [only] if only else BENCHES:
-        start = time.monotonic()
+    results: list[Result] = []
+    status = 0
+    for name in [args.only] if args.only else known:
+        begin = time.monotonic()
         words.print(f"{name} …")
         try:
-            found = BENCHES[name]()
+            found = known[name]()
         except PodlaneError as error:
             words.print(f"{name}: {error}")
             status = error.exit_status
@@ -50,9 +71,10 @@ def main() -> int:
         for result in found:
             report.write(result)
         results += found
-        words.print(f"{name}: measured in {time.monotonic() - start:.0f} s")
-    report.show(results, Console(highlight=False))
+        words.print(f"{name}: measured in {time.monotonic() - begin:.0f} s")
+    report.show(results, Console(highlight=False, markup=False))
     return status
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

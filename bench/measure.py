@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-ROUNDS = 7
+ROUNDS = 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from bench import load, topology
+from bench import load, ours, topology
 from bench.load import Target
 from bench.measure import Figures, Goal, Result, alternate, pick
 
-STREAM_SECONDS, REQUEST_SECONDS = 1.5, 1.0
+STREAM_SECONDS, REQUEST_SECONDS = 0.5, 0.5
 THROUGHPUT = Goal("ratio", at_least=0.97)
 LATENCY = Goal("ratio", at_most=1.02)
 
@@ -18,9 +18,9 @@ def figures(target: Target) -> Figures:
     return stream | load.run("tcp-rr", target, REQUEST_SECONDS)
 
 
-def compare(name: str, ours: Target, peer: Target) -> list[Result]:
+def compare(name: str, mine: Target, peer: Target) -> list[Result]:
     """Both measures of one path; the servers run already."""
-    a, b = alternate(lambda: figures(ours), lambda: figures(peer))
+    a, b = alternate(lambda: figures(mine), lambda: figures(peer))
     stream, request = "gbit_per_second", "p50_us"
     return [
         Result(
@@ -37,9 +37,46 @@ def null() -> list[Result]:
     """The peer against another one like it: what this machine's noise alone makes of a ratio."""
     mtu = topology.UNDERLAY_MTU
     with (
-        topology.routed(mtu) as (ours, ours_place),
+        topology.routed(mtu) as (mine, mine_place),
         topology.routed(mtu) as (peer, peer_place),
-        load.server(ours_place),
+        load.server(mine_place),
         load.server(peer_place),
     ):
-        return compare("null", ours, peer)
+        return compare("null", mine, peer)
+
+
+def pod_to_pod() -> list[Result]:
+    """Two pods of one node, against two veth pairs routed by a kernel without tc and netfilter."""
+    return _one_node("pod-to-pod", through_service=False)
+
+
+def pod_to_clusterip() -> list[Result]:
+    """The same through a ClusterIP; the peer has no Service to translate."""
+    return _one_node("pod-to-clusterip", through_service=True)
+
+
+def _one_node(name: str, *, through_service: bool) -> list[Result]:
+    objects = [ours.pod("client", "node-1"), ours.pod("server", "node-1")]
+    objects.append(ours.service(1, "server"))
+    with ours.lab(objects, nodes=1) as lab:
+        lab.stop_stand_in("server")
+        with (
+            topology.routed(lab.mtu("client")) as (peer, peer_place),
+            load.server(lab.place("server")),
+            load.server(peer_place),
+        ):
+            address = ours.cluster_ip(1) if through_service else lab.address("server")
+            return compare(name, lab.target("client", address), peer)
+
+
+def vxlan() -> list[Result]:
+    """Pods of two nodes, against the kernel's own VXLAN device and routes."""
+    objects = [ours.pod("client", "node-1"), ours.pod("server", "node-2")]
+    with ours.lab(objects, nodes=2) as lab:
+        lab.stop_stand_in("server")
+        with (
+            topology.tunnelled() as (peer, peer_place),
+            load.server(lab.place("server")),
+            load.server(peer_place),
+        ):
+            return compare("vxlan", lab.target("client", lab.address("server")), peer)

@@ -50,7 +50,7 @@ def _spread(s: Spread, text: str = "{}") -> str:
 def show(results: Sequence[Result], console: Console) -> None:
     """Median and ends of each side, of the ratio, and whether the goal is met."""
     table = Table(title="median (least … most)", title_justify="left")
-    for heading in ("bench", "unit", "ours", "peer", "ratio", "goal", ""):
+    for heading in ("bench", "unit", "ours", "peer", "ratio", "goal", ""):  # the last: met or not
         table.add_column(heading, overflow="fold")
     for result in results:
         ratio = result.ratio
