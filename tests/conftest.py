@@ -15,8 +15,8 @@ TESTS = Path(__file__).parent
 LEVELS = ("unit", "program", "network", "cluster", "vm")
 IN_CI = os.environ.get("CI") == "true"
 
-# A machine under emulation is slow for reasons that no test is about.
-settings.register_profile("podlane", deadline=None)
+# No deadlines: a machine under emulation is slow for reasons that no test is about.
+settings.register_profile("podlane", deadline=None, derandomize=IN_CI)
 settings.load_profile("podlane")
 
 _unexpected_skips: list[str] = []
