@@ -46,7 +46,13 @@ def main() -> int:
         default=Path(os.environ.get("BENCH_MANIFEST", EXAMPLES)),
         help="what lab-up brings up (default: $BENCH_MANIFEST, else the project's example)",
     )
+    parser.add_argument(
+        "--markdown", action="store_true", help="measure nothing: print what earlier runs wrote"
+    )
     args = parser.parse_args()
+    if args.markdown:
+        sys.stdout.write(report.markdown(report.read()))
+        return 0
     known = benches(args.manifest)
     words = Console(stderr=True, highlight=False, markup=False)
     try:

@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import Result, Spread, spread
+from bench.measure import Goal, Result, Spread, spread
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "bench"
+HEADINGS = ("bench", "unit", "ours", "peer", "ratio", "goal", "is it met?")
 
 
 def machine() -> dict[str, object]:
@@ -38,6 +39,38 @@ def write(result: Result, folder: Path = FOLDER) -> None:
     (folder / f"{result.name}.json").write_text(text + "\n")
 
 
+def read(folder: Path = FOLDER) -> list[Result]:
+    """What earlier runs wrote, by name."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text())
+        goal = {key: value for key, value in data["goal"].items() if key != "met"}
+        result = Result(
+            data["name"], data["unit"], tuple(data["ours"]), tuple(data["peer"]), Goal(**goal)
+        )
+        found.append(result)
+    return found
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    ratio = result.ratio
+    return (
+        result.name,
+        result.unit,
+        _spread(spread(result.ours)),
+        _spread(spread(result.peer)) if result.peer else "-",
+        f"{ratio.median:.3f} ({ratio.min:.3f} … {ratio.max:.3f})" if ratio else "-",
+        str(result.goal),
+        "met" if result.met else "NOT MET",
+    )
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The table for docs/performance.md."""
+    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_cells, results)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.1f}"
 
@@ -50,17 +83,8 @@ def _spread(s: Spread, text: str = "{}") -> str:
 def show(results: Sequence[Result], console: Console) -> None:
     """Median and ends of each side, of the ratio, and whether the goal is met."""
     table = Table(title="median (least … most)", title_justify="left")
-    for heading in ("bench", "unit", "ours", "peer", "ratio", "goal", ""):  # the last: met or not
+    for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
     for result in results:
-        ratio = result.ratio
-        table.add_row(
-            result.name,
-            result.unit,
-            _spread(spread(result.ours)),
-            _spread(spread(result.peer)) if result.peer else "-",
-            f"{ratio.median:.3f} ({ratio.min:.3f} … {ratio.max:.3f})" if ratio else "-",
-            str(result.goal),
-            "met" if result.met else "NOT MET",
-        )
+        table.add_row(*_cells(result))
     console.print(table)
