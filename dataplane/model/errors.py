@@ -53,6 +53,10 @@ class TableFull(PodlaneError):
     """A map has no room for an object; the rest is served."""
 
 
+class RangeFull(PodlaneError):
+    """A node has more pods than addresses."""
+
+
 class Contradiction(PodlaneError):
     """podlane disagrees with itself: a bug, said so."""
 
