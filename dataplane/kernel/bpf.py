@@ -13,6 +13,7 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
@@ -26,7 +27,7 @@ _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 
 # enum bpf_map_type
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_HASH, MAP_PERCPU_ARRAY = 1, 2, 5, 6
-MAP_LRU_HASH, MAP_LRU_PERCPU_HASH, MAP_LPM_TRIE = 9, 10, 11
+MAP_LRU_HASH, MAP_LRU_PERCPU_HASH, MAP_LPM_TRIE, MAP_ARRAY_OF_MAPS = 9, 10, 11, 12
 MAP_TYPE_NAMES = {
     MAP_HASH: "hash",
     MAP_ARRAY: "array",
@@ -42,8 +43,9 @@ ARRAY_TYPES = frozenset({MAP_ARRAY, MAP_PERCPU_ARRAY})
 # enum bpf_prog_type
 PROG_SCHED_CLS = 3
 
-# flags of map_update
-ANY, NOEXIST, EXIST = 0, 1, 2
+# flags of map_update; of obj_get (BPF_F_RDONLY, for maps)
+ANY, NOEXIST = 0, 1
+READ_ONLY = 8
 
 # log levels of prog_load
 LOG_FIRST_PATH, LOG_ALL, LOG_STATS = 1, 2, 4
@@ -122,12 +124,18 @@ def _name(name: str) -> bytes:
 
 # ---- maps ----
 def map_create(
-    name: str, type_: int, key_size: int, value_size: int, max_entries: int, flags: int = 0
+    name: str,
+    type_: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int = 0,
+    inner: int = 0,
 ) -> int:
-    """A new map's fd; the kernel keeps 15 bytes of its name."""
+    """A new map's fd; the kernel keeps 15 bytes of its name. inner: fd, for a map of maps."""
     attr = bytearray(72)
     struct.pack_into(
-        "=7I16s", attr, 0, type_, key_size, value_size, max_entries, flags, 0, 0, _name(name)
+        "=7I16s", attr, 0, type_, key_size, value_size, max_entries, flags, inner, 0, _name(name)
     )
     return _bpf(_MAP_CREATE, "MAP_CREATE", attr)
 
@@ -251,6 +259,25 @@ def map_lookup_batch(
     )
 
 
+def map_batches(
+    fd: int, key_size: int, value_size: int, count: int = 4096
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """All entries as packed keys, packed values and how many, a batch at a time."""
+    after: bytes | None = None
+    while True:
+        try:
+            keys, values, done, after = map_lookup_batch(fd, after, key_size, value_size, count)
+        except BpfError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            count *= 2  # a bucket with more entries than asked for
+            continue
+        if done:
+            yield keys, values, done
+        if after is None:
+            return
+
+
 # ---- programs ----
 def prog_load(
     name: str,
@@ -331,10 +358,10 @@ def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
     _bpf(_OBJ_PIN, "OBJ_PIN", bytearray(struct.pack("=QII", _address(name), fd, 0)))
 
 
-def obj_get(path: str | os.PathLike[str]) -> int:
+def obj_get(path: str | os.PathLike[str], flags: int = 0) -> int:
     """The fd of a pinned object."""
     name = os.fsencode(path)
-    return _bpf(_OBJ_GET, "OBJ_GET", bytearray(struct.pack("=QII", _address(name), 0, 0)))
+    return _bpf(_OBJ_GET, "OBJ_GET", bytearray(struct.pack("=QII", _address(name), 0, flags)))
 
 
 def _info(fd: int, size: int) -> bytes:

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle into the kernel: pinned maps at the configured sizes, pinned programs.
+
+Below the node's bpffs folder, for ABI version 1:
+
+    v1/map/NAME[_FAMILY]    maps
+    v1/prog/NAME            programs
+    v1/bundle -> DIGEST     a symbolic link that leads nowhere: its text is the
+                            fingerprint of what is pinned (bpffs has no plain files)
+
+Each pin appears by rename, so none is ever half-made, and the link is taken away
+before pins change and put back after, so a load that was cut off is done again.
+Must not attach programs or fill maps, except for copying a map that changes its size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataplane.abi.layout import abi
+from dataplane.kernel import bpf, bundle, verifier
+from dataplane.kernel.bpf import BpfError
+from dataplane.kernel.bundle import Bundle, MapSpec, Program
+from dataplane.model.errors import BadEnvironment, BadInput, CompileError
+from dataplane.model.net import Family
+from dataplane.model.rows import Table
+
+_BPFFS_MAGIC = 0xCAFE4A11
+_NEW = "new_"  # begins the name of a pin that is not in place yet; a dot is not allowed there
+_LINK = "bundle"
+_LOG_SIZE = 16 << 20
+# Their sizes follow from abi.h.
+_FIXED = frozenset({"node", "drops", "verdicts"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A map that is to be replaced by one of another size."""
+
+    spec: MapSpec
+    old: int
+    new: int
+
+
+@dataclass(slots=True)
+class Datapath:
+    """Maps and programs of a node, by fd, until closed. `loaded`: the programs are new.
+
+    After a load that changed a map's size, programs still attached fill the old map:
+    replace them on their devices, then call `settle`.
+    """
+
+    maps: dict[Table, int] = field(default_factory=dict)
+    programs: dict[str, int] = field(default_factory=dict)
+    loaded: bool = False
+    _moves: list[_Move] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Bring over what old programs wrote since a map was copied; new entries win."""
+        while self._moves:
+            move = self._moves.pop()
+            if move.spec.type == bpf.MAP_LRU_HASH:  # no other map's entries are the programs'
+                _copy_missing(move)
+            os.close(move.old)
+
+    def close(self) -> None:
+        """Close all file descriptors; what is pinned stays."""
+        for fd in (*self.maps.values(), *self.programs.values(), *(m.old for m in self._moves)):
+            os.close(fd)
+        self.maps, self.programs, self._moves = {}, {}, []
+
+    def __enter__(self) -> Datapath:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(bundle_: Bundle | Path, bpffs: Path, sizes: Mapping[str, int] | None = None) -> Datapath:
+    """Make or reopen the maps, load the programs if what is pinned differs.
+
+    `sizes`: entries by map name, for both families; others get the bundle's default.
+
+    Raises:
+        BadEnvironment: bpffs is no bpf filesystem, the kernel refuses a map, or a pinned
+            map has another shape or holds more than its new size takes.
+        BadInput: a size of a map that there is not, or a bundle of another abi.h.
+        CompileError: this kernel's verifier rejects a program.
+    """
+    content = bundle.read(bundle_) if isinstance(bundle_, Path) else bundle_
+    sizes = sizes or {}
+    _check(content, sizes)
+    check_bpffs(bpffs)
+    root = bpffs / f"v{content.abi}"
+    with ExitStack() as undo:
+        for folder in (bpffs, root, root / "map", root / "prog"):
+            _make_folder(folder, undo)
+        with _locked(root):
+            _sweep(root)
+            datapath = Datapath()
+            undo.callback(datapath.close)
+            pins: dict[Path, int] = {}
+            for spec in content.maps:
+                _open_map(spec, sizes.get(spec.name, spec.max_entries), root, datapath, pins)
+            if pins or not _reopen_programs(content, root, datapath):
+                _load_programs(content, root, datapath, pins)
+                _pin(pins, root, content)
+        undo.pop_all()
+    return datapath
+
+
+def open_pinned(bpffs: Path) -> Mapping[Table, int]:
+    """The pinned maps for readers, by fd, which the caller closes; the kernel refuses writes.
+
+    Raises:
+        BadEnvironment: nothing is pinned there.
+    """
+    root = bpffs / f"v{abi(Family.V4).constant('ABI_VERSION')}"
+    opened: dict[Table, int] = {}
+    for table in _tables():
+        try:
+            opened[table] = bpf.obj_get(root / "map" / table.pin, bpf.READ_ONLY)
+        except BpfError as error:
+            for fd in opened.values():
+                os.close(fd)
+            why = "nothing is pinned there" if error.errno == errno.ENOENT else str(error)
+            step = "run `podlane agent` on this node, and this as root; --bpffs names the folder"
+            raise BadEnvironment(f"{root}/map/{table.pin}", why, step) from error
+    return opened
+
+
+def check_bpffs(path: Path) -> None:
+    """Raises BadEnvironment unless the folder is, or can be made, on a bpf filesystem."""
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    if _filesystem(existing) != _BPFFS_MAGIC:
+        raise BadEnvironment(
+            f"bpffs folder {path}",
+            f"{existing} is not on a bpf filesystem",
+            f"mount one: mkdir -p {path} && mount -t bpf bpf {path}",
+        )
+
+
+# ---- before anything is made ----
+def _tables() -> Iterator[Table]:
+    for name, declared in abi(Family.V4).maps.items():
+        if declared.per_family:
+            yield from (Table(name, family) for family in Family)
+        else:
+            yield Table(name)
+
+
+def _check(content: Bundle, sizes: Mapping[str, int]) -> None:
+    """The bundle fits abi.h as Python sees it, and the sizes fit the bundle."""
+    again = "compile the bundle anew from these sources"
+    version = abi(Family.V4).constant("ABI_VERSION")
+    if content.abi != version:
+        raise BadInput("bundle", f"of ABI version {content.abi}, not {version}", again)
+    for spec in content.maps:
+        layouts = abi(Family(spec.family or Family.V4))
+        declared = layouts.maps.get(spec.name)
+        if declared is None:
+            raise BadInput(f"map {spec.name} of the bundle", "is not in bpf/maps.h", again)
+        for what, size, c_type in (
+            ("keys", spec.key_size, declared.key),
+            ("values", spec.value_size, declared.value),
+        ):
+            if c_type.startswith("struct ") and c_type[7:] not in layouts.structs:
+                continue  # the programs' own
+            if size != layouts.size_of(c_type):
+                why = f"has {what} of {size} bytes; {c_type} has {layouts.size_of(c_type)}"
+                raise BadInput(f"map {spec.pin} of the bundle", why, again)
+    names = {spec.name for spec in content.maps} - _FIXED
+    for name in sizes:
+        if name not in names:
+            raise BadInput(f"mapSizes.{name}", "no such map", f"known: {', '.join(sorted(names))}")
+
+
+def _filesystem(path: Path) -> int:
+    """f_type of statfs(2), which Python's own statvfs leaves out."""
+    room = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), room) != 0:
+        number = ctypes.get_errno()
+        raise BadEnvironment(f"bpffs folder {path}", os.strerror(number))
+    kind: int = struct.unpack_from("=l", room)[0]
+    return kind & 0xFFFFFFFF
+
+
+def _make_folder(folder: Path, undo: ExitStack) -> None:
+    if not folder.exists():
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        undo.callback(_quietly, folder.rmdir)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """One load at a time in one folder."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep(root: Path) -> None:
+    """Take away what a load that was killed left half-way."""
+    for left in root.glob(f"*/{_NEW}*"):
+        left.unlink()
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    # Someone else's file is in it, or it is gone: either is fine when unwinding.
+    with suppress(OSError):
+        action()
+
+
+# ---- maps ----
+def _open_map(
+    spec: MapSpec, size: int, root: Path, datapath: Datapath, pins: dict[Path, int]
+) -> None:
+    """The pinned map if its size is right, else a new one with the old one's entries."""
+    path = root / "map" / spec.pin
+    table = Table(spec.name, Family(spec.family) if spec.family else None)
+    old = _reopen(spec, path, root)
+    if old is not None and bpf.map_info(old).max_entries == size:
+        datapath.maps[table] = old
+        return
+    if old is not None:
+        datapath._moves.append(_Move(spec, old, -1))
+    try:
+        new = bpf.map_create(spec.pin, spec.type, spec.key_size, spec.value_size, size, spec.flags)
+    except BpfError as error:
+        step = {
+            errno.EPERM: "run it as root",
+            errno.E2BIG: f"lower mapSizes.{spec.name}",
+            errno.ENOMEM: f"lower mapSizes.{spec.name}, or raise the memory limit",
+        }.get(error.errno or 0, "")
+        raise BadEnvironment(f"map {spec.pin} of {size} entries", str(error), step) from error
+    datapath.maps[table] = pins[path] = new
+    if old is not None:
+        datapath._moves[-1] = _Move(spec, old, new)
+        _copy(datapath._moves[-1], size)
+
+
+def _reopen(spec: MapSpec, path: Path, root: Path) -> int | None:
+    """The pinned map, None if there is none. Raises BadEnvironment if its shape is another."""
+    try:
+        fd = bpf.obj_get(path)
+    except BpfError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise BadEnvironment(f"pinned map {path}", str(error)) from error
+    info = bpf.map_info(fd)
+    if _shape(info) == _shape(spec):
+        return fd
+    os.close(fd)
+    raise BadEnvironment(
+        f"pinned map {path}",
+        f"it is {_shape(info)}, and this version has {_shape(spec)}",
+        f"stop the agent and `rm -r {root}`; flows that are open then break",
+    )
+
+
+def _shape(of: MapSpec | bpf.MapInfo) -> str:
+    kind = bpf.MAP_TYPE_NAMES.get(of.type, f"type {of.type}")
+    return f"{kind} of {of.key_size}-byte keys, {of.value_size}-byte values, flags {of.flags:#x}"
+
+
+def _entries(fd: int) -> Iterator[tuple[bytes, bytes, int]]:
+    """Packed keys, packed values (of all CPUs) and how many, in batches."""
+    info = bpf.map_info(fd)
+    size = info.value_size
+    if info.type in bpf.PERCPU_TYPES:
+        size = (size + 7) // 8 * 8 * bpf.possible_cpus()
+    return bpf.map_batches(fd, info.key_size, size)
+
+
+def _copy(move: _Move, size: int) -> None:
+    """Everything of the old map into the new one."""
+    for keys, values, count in _entries(move.old):
+        if move.spec.type in bpf.ARRAY_TYPES:
+            (first,) = struct.unpack_from("=I", keys)
+            fits = max(0, min(count, size - first))
+            width = len(values) // count
+            if any(values[fits * width :]):
+                raise _too_small(move.spec, size)
+            keys, values, count = keys[: fits * 4], values[: fits * width], fits
+        try:
+            bpf.map_update_batch(move.new, keys, values, count)
+        except BpfError as error:
+            if error.errno in (errno.E2BIG, errno.ENOSPC):
+                raise _too_small(move.spec, size) from error
+            raise BadEnvironment(f"map {move.spec.pin}", f"copying it: {error}") from error
+
+
+def _copy_missing(move: _Move) -> None:
+    key_size, value_size = move.spec.key_size, move.spec.value_size
+    for keys, values, count in _entries(move.old):
+        for index in range(count):  # batches take no BPF_NOEXIST
+            key = keys[index * key_size : (index + 1) * key_size]
+            value = values[index * value_size : (index + 1) * value_size]
+            try:
+                bpf.map_update(move.new, key, value, bpf.NOEXIST)
+            except BpfError as error:
+                if error.errno != errno.EEXIST:
+                    raise BadEnvironment(f"map {move.spec.pin}", f"copying it: {error}") from error
+
+
+def _too_small(spec: MapSpec, size: int) -> BadEnvironment:
+    return BadEnvironment(
+        f"mapSizes.{spec.name}", f"{spec.pin} holds more than {size} entries", "give it more"
+    )
+
+
+# ---- programs ----
+def _reopen_programs(content: Bundle, root: Path, datapath: Datapath) -> bool:
+    """Open the pinned programs if they are this bundle's; False if some are not."""
+    try:
+        if os.readlink(root / _LINK) != content.fingerprint:
+            return False
+        for program in content.programs:
+            datapath.programs[program.name] = bpf.obj_get(root / "prog" / program.name)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise BadEnvironment(f"pinned programs of {root}", str(error)) from error
+        while datapath.programs:
+            os.close(datapath.programs.popitem()[1])
+        return False
+    return True
+
+
+def _load_programs(content: Bundle, root: Path, datapath: Datapath, pins: dict[Path, int]) -> None:
+    fds = {table.pin: fd for table, fd in datapath.maps.items()}
+    failed: list[BaseException] = []
+    # Verifying is most of the time, runs in the kernel, and takes a CPU a program.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        jobs = [(p, threads.submit(_load_program, p, fds)) for p in content.programs]
+        for program, job in jobs:
+            error = job.exception()
+            if error is not None:
+                failed.append(error)
+                continue
+            fd = job.result()
+            datapath.programs[program.name] = pins[root / "prog" / program.name] = fd
+    if failed:
+        raise failed[0]
+    datapath.loaded = True
+
+
+def _load_program(program: Program, fds: Mapping[str, int]) -> int:
+    code = bytearray(program.instructions)
+    for pin, places in program.relocations.items():
+        for place in places:
+            struct.pack_into("=i", code, place * 8 + 4, fds[pin])
+
+    def load_(level: int) -> int:
+        return bpf.prog_load(
+            program.name,
+            program.type,
+            bytes(code),
+            bundle.LICENSE,
+            program.attach_type,
+            level,
+            _LOG_SIZE if level else 0,
+        )
+
+    try:
+        return load_(0)
+    except BpfError as error:
+        if error.errno == errno.EPERM:
+            raise BadEnvironment(f"program {program.name}", str(error), "run as root") from error
+    try:
+        return load_(bpf.LOG_FIRST_PATH)  # a log costs time, so only now
+    except BpfError as error:
+        reason = verifier.rejection(error.log)
+        why = f"this kernel's verifier rejects it: {reason.why or error}"
+        at = f" at `{reason.source}`" if reason.source else ""
+        raise CompileError(
+            f"program {program.name}",
+            why + at,
+            f"it was verified when compiled; this kernel is {platform.release()}",
+            error.log,
+        ) from error
+
+
+# ---- pins ----
+def _pin(pins: Mapping[Path, int], root: Path, content: Bundle) -> None:
+    """Put pins in place: all under new names first, so that a failure leaves nothing."""
+    with ExitStack() as undo:
+        for path, fd in pins.items():
+            new = path.with_name(_NEW + path.name)
+            try:
+                bpf.obj_pin(fd, new)
+            except BpfError as error:
+                raise BadEnvironment(f"pin {path}", str(error)) from error
+            undo.callback(_quietly, new.unlink)
+        (root / _LINK).unlink(missing_ok=True)
+        for path in pins:
+            path.with_name(_NEW + path.name).replace(path)
+        wanted = {"map": {m.pin for m in content.maps}, "prog": {p.name for p in content.programs}}
+        for folder, names in wanted.items():
+            for left in (root / folder).iterdir():
+                if left.name not in names:
+                    left.unlink()
+        (root / _LINK).symlink_to(content.fingerprint)
