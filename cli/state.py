@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
-from dataplane.kernel.maps import Maps
 
 from cli.render import add_output
 from dataplane.abi.layout import abi
+from dataplane.kernel.loader import check_bpffs
+from dataplane.kernel.maps import Maps
 from dataplane.model.constants import NameKind
-from dataplane.model.errors import BadInput
+from dataplane.model.errors import BadEnvironment, BadInput
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, Protocol
 from dataplane.model.rows import Table
@@ -55,23 +56,36 @@ def map_command(subparsers: Subparsers, name: str, help_line: str) -> argparse.A
 
 
 def open_tables(args: argparse.Namespace) -> Tables:
-    """The pinned maps that the arguments name."""
-    return Maps(_bpffs(args))
+    """The pinned maps of the node that the arguments name.
+
+    Raises:
+        BadInput: the config can't be read.
+        BadEnvironment: nothing is pinned there, or the folder is no bpf filesystem.
+    """
+    folder = bpffs(args)
+    try:
+        check_bpffs(folder)
+    except BadEnvironment as error:
+        step = "name the folder of a node's pins with --bpffs, or its config with --config"
+        raise BadEnvironment(error.what, error.why, step) from error
+    return Maps(folder)
 
 
-def _bpffs(args: argparse.Namespace) -> Path:
+def bpffs(args: argparse.Namespace) -> Path:
+    """The folder of the pins that the arguments name."""
     if args.bpffs is not None:
         return Path(args.bpffs)
     if args.config is None:
         return DEFAULT_BPFFS
-    what = f"config {args.config}"
+    what, step = f"config {args.config}", "give the config file that the agent runs with"
     try:
         config = yaml.safe_load(args.config.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(what, str(error), "give the config file that the agent runs with") from error
-    if not isinstance(config, dict):
-        raise BadInput(what, "it is no mapping", "give the config file that the agent runs with")
-    return Path(config.get("bpffsDir", DEFAULT_BPFFS))
+        raise BadInput(what, " ".join(str(error).split()), step) from error
+    folder = config.get("bpffsDir", str(DEFAULT_BPFFS)) if isinstance(config, dict) else None
+    if not isinstance(folder, str):
+        raise BadInput(what, "it is no mapping, or its bpffsDir no path", step)
+    return Path(folder)
 
 
 # ---- words of bpf/abi.h ----
