@@ -192,17 +192,21 @@ def _flags(family: int, options: Mapping[str, str]) -> list[str]:
 def _compile(text: str, family: int, options: Mapping[str, str], sources: Path) -> tuple[Any, str]:
     bcc = _bcc(sources)
     with _captured() as output:
+
+        def shown() -> str:
+            return output().replace(f"{sources.resolve().parent}/", "")
+
         try:
             module = bcc.BPF(text=text.encode(), cflags=_flags(family, options))
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more special
-            log = output() or str(error)
+            log = shown() or str(error)
             reason = verifier.diagnostic(log)
             raise CompileError(
                 reason.where or f"{sources.name}/{source.MAIN} (family {family})",
                 reason.text,
                 log=log,
             ) from None
-        return module, output()
+        return module, shown()
 
 
 def _program(
