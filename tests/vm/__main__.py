@@ -50,7 +50,8 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
         why = f"ran out of its {limit / 60:g} minutes" if run.timed_out else "ended early"
         log = run.results / ("console.log" if run.booted is None else "pytest.log")
         return f"{name:8} FAILED: the guest {why}; the end of {log}:\n{_tail(log)}", False
-    found = report.compare(host, run.junit.read_text(encoding="utf-8"), allowed_skips.load())
+    junit = run.junit.read_text(encoding="utf-8")
+    found = report.compare(host, junit, allowed_skips.load())
     skips = ", ".join(f"{count} for want of {word}" for word, count in found.named_skips.items())
     unnamed = found.unnamed_skips.items()
     lines = [
@@ -58,6 +59,8 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
         f"{f', skipped {skips}' if skips else ''}, {len(found.failed)} failed"
         f"  (Linux {run.release}; booted in {run.booted:.0f} s, {run.seconds:.0f} s in all)"
     ]
+    if walked := report.verified(junit):
+        lines.append(f"    verified: {', '.join(f'{k} {v}' for k, v in walked.items())}")
     lines += [f"    failed: {test}: {words}" for test, words in found.failed.items()]
     lines += [f"    skip not on the list: {test}: {why}" for test, why in unnamed]
     lines += [f"    not run: {test}" for test in found.missing]

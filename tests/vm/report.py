@@ -33,6 +33,15 @@ class Comparison:
         )
 
 
+def verified(junit: str) -> dict[str, int]:
+    """Instructions that the guest's verifier walked, by program (tests/program/test_limits.py)."""
+    return {
+        str(fact.get("name")).removeprefix("verified "): int(str(fact.get("value")))
+        for fact in ElementTree.fromstring(junit).iter("property")
+        if str(fact.get("name")).startswith("verified ")
+    }
+
+
 def junit_name(node_id: str) -> str:
     """A pytest node id in JUnit's words: `a/test_b.py::C::t[x]` is `a.test_b.C::t[x]`."""
     path, bracket, parameters = node_id.partition("[")
