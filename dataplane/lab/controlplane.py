@@ -8,30 +8,30 @@ Problem and left out; the rest is served. Must not do I/O or know what runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
-from dataplane.lab.controlplane_objects import (
-    Json,
-    node_object,
-    pod_object,
-    service_object,
-    slice_object,
-)
 from dataplane.lab.controlplane_pods import place
 from dataplane.lab.controlplane_services import allocate
-from dataplane.lab.topology import NodePlace
-from dataplane.model.net import Family, IPNetwork, Protocol, family_of
+from dataplane.model.errors import BadInput
+from dataplane.model.net import Family, IPAddress, IPNetwork, Protocol, family_of
 from dataplane.model.objects import EndpointSlice, Node, Pod, Problem, Service
 from dataplane.sources.manifests import Manifests
-from dataplane.sources.selection import PodIndex, selects, slices_for, target_number
+from dataplane.sources.selection import PodIndex, slices_for
 
 CLUSTER_RANGES = {
     Family.V4: IPv4Network("10.244.0.0/16"),
     Family.V6: IPv6Network("fd00:10:244::/48"),
 }
 """What the nodes' pod ranges are parts of: clusterCIDRs."""
+
+FAMILIES = {
+    "dual": (Family.V4, Family.V6),
+    "ipv4": (Family.V4,),
+    "ipv6": (Family.V6,),
+}
+MOST_NODES = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +50,21 @@ class Assigned:
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def to_manifests(self) -> list[Json]:
-        """Node, Service, EndpointSlice and Pod objects in Kubernetes' JSON, in this order."""
-        return [
-            *(node_object(node) for node in self.nodes),
-            *(service_object(service) for service in self.services),
-            *(slice_object(piece) for piece in self.slices),
-            *(pod_object(pod) for pod in self.pods),
-        ]
+    def stand_in_ports(self, pod: Pod) -> tuple[tuple[Protocol, int], ...]:
+        """What a pod must answer on: the ports of its containers and of Services for it."""
+        found = {(port.protocol, port.port) for port in pod.ports}
+        target = f"{pod.namespace}/{pod.name}"
+        for piece in self.slices:
+            for endpoint in piece.endpoints:
+                mine = endpoint.target == target or not (endpoint.target or pod.host_network)
+                if mine and endpoint.address in pod.addresses:
+                    found |= {(port.protocol, port.port) for port in piece.ports}
+        return tuple(sorted(found))
 
 
-def stand_in_ports(
-    pod: Pod, services: Iterable[Service], slices: Iterable[EndpointSlice]
-) -> tuple[tuple[Protocol, int], ...]:
-    """What a pod must answer on, sorted: ports of its containers, of Services that select it,
-    and of slices that name its address."""
-    found = {(port.protocol, port.port) for port in pod.ports}
-    for service in services:
-        if service.namespace == pod.namespace and selects(service, pod):
-            numbers = ((port.protocol, target_number(port, pod)) for port in service.ports)
-            found |= {(protocol, number) for protocol, number in numbers if number}
-    name = f"{pod.namespace}/{pod.name}"
-    for piece in slices:
-        for endpoint in piece.endpoints:
-            # Pods on a node's own network share its addresses.
-            mine = endpoint.target == name or not (endpoint.target or pod.host_network)
-            if mine and endpoint.address in pod.addresses:
-                found |= {(port.protocol, port.port) for port in piece.ports}
-    return tuple(sorted(found))
+def node_name(number: int) -> str:
+    """The name of the n-th node, from 1."""
+    return f"node-{number}"
 
 
 def pod_range(number: int, family: Family) -> IPNetwork:
@@ -89,19 +76,26 @@ def pod_range(number: int, family: Family) -> IPNetwork:
 
 def assign(
     manifests: Manifests,
-    places: Sequence[NodePlace],
-    families: Sequence[Family],
+    underlay: Sequence[Sequence[IPAddress]],
+    family: str,
     previous: Assigned | None = None,
 ) -> Assigned:
     """Give everything in `manifests` what a control plane would.
 
     Args:
-        places: the nodes, each with its name and addresses.
-        families: the lab's, the primary one first.
+        underlay: the addresses of each node, in the order of nodes.
+        family: "dual", "ipv4" or "ipv6".
         previous: what was assigned before, which stays where it still fits.
+
+    Raises:
+        BadInput: no such family, or a number of nodes that a lab can't have.
     """
-    families = tuple(families)
-    nodes = _nodes(manifests, places, families)
+    if family not in FAMILIES:
+        raise BadInput("family", f"{family!r} is none of {', '.join(FAMILIES)}")
+    if not 1 <= len(underlay) <= MOST_NODES:
+        raise BadInput("nodes", f"{len(underlay)} is not from 1 to {MOST_NODES}")
+    families = FAMILIES[family]
+    nodes = _nodes(manifests, underlay, families)
     before = previous or Assigned(families, (), (), (), ())
     pods, pod_notes, pod_problems = place(manifests, nodes, families, before.pods)
     services, service_notes, service_problems = allocate(
@@ -124,20 +118,44 @@ def assign(
     )
 
 
+def draining(previous: Assigned, now: Assigned) -> Assigned:
+    """`now`, with the pods that go as terminating endpoints that still serve.
+
+    What a control plane shows while pods shut down: no new flow is sent to them, and
+    those under way go on. Written before `now`, it lets a change go without an error.
+    """
+    kept = {pod.key for pod in now.pods}
+    used = {address for pod in now.pods for address in pod.addresses}
+    going = tuple(
+        replace(pod, terminating=True)
+        for pod in previous.pods
+        if pod.key not in kept and (pod.host_network or used.isdisjoint(pod.addresses))
+    )
+    pods = (*now.pods, *going)
+    selecting = {(s.namespace, s.name) for s in now.services if s.selector}
+    given = tuple(s for s in now.slices if (s.namespace, s.service) not in selecting)
+    slices, _ = _slices(now.services, given, pods, now.nodes)
+    return replace(now, pods=pods, slices=slices)
+
+
 def _nodes(
-    manifests: Manifests, places: Sequence[NodePlace], families: Sequence[Family]
+    manifests: Manifests, underlay: Sequence[Sequence[IPAddress]], families: Sequence[Family]
 ) -> tuple[Node, ...]:
     """The lab's nodes; one of the same name in the manifests lends its zone."""
     zones = {node.name: node.zone for node in manifests.nodes}
     return tuple(
         Node(
-            place.name,
-            tuple(a for family in families for a in place.addresses if family_of(a) is family),
+            node_name(number),
+            tuple(sorted((a for a in addresses if family_of(a) in families), key=_version)),
             pod_cidrs=tuple(pod_range(number, family) for family in families),
-            zone=zones.get(place.name, ""),
+            zone=zones.get(node_name(number), ""),
         )
-        for number, place in enumerate(places, 1)
+        for number, addresses in enumerate(underlay, 1)
     )
+
+
+def _version(address: IPAddress) -> int:
+    return address.version
 
 
 def _given_slices(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dataplane.lab.controlplane import Assigned
 from dataplane.model.net import IPAddress
 from dataplane.model.objects import (
     EndpointSlice,
@@ -22,6 +23,16 @@ from dataplane.model.objects import (
 from dataplane.sources.kinds import SERVICE_NAME_LABEL, ZONE_LABEL
 
 Json = dict[str, Any]
+
+
+def to_manifests(assigned: Assigned) -> list[Json]:
+    """Node, Service, EndpointSlice and Pod objects, in this order."""
+    return [
+        *(node_object(node) for node in assigned.nodes),
+        *(service_object(service) for service in assigned.services),
+        *(slice_object(piece) for piece in assigned.slices),
+        *(pod_object(pod) for pod in assigned.pods),
+    ]
 
 
 def node_object(node: Node) -> Json:
