@@ -25,7 +25,6 @@ from dataplane.agent.facts import (
     OVERLAY_VNI,
     Facts,
 )
-from dataplane.agent.hooks import Hooks
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
 from dataplane.agent.tables import Tables
@@ -35,6 +34,7 @@ from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.core.plan import Key, Row
 from dataplane.core.routes import RouteFacts, Routes, make_routes
 from dataplane.kernel.compiler import compile_bundle
+from dataplane.kernel.hooks import Hooks
 from dataplane.kernel.loader import Datapath, load
 from dataplane.kernel.maps import Writer
 from dataplane.kernel.netlink import Links

@@ -25,11 +25,11 @@ from dataplane.agent.facts import (
     Uplink,
     check_ranges,
 )
-from dataplane.agent.hooks import Hooks, Role, detach
 from dataplane.cni.store import Store
 from dataplane.core.addresses import router_address
 from dataplane.core.routes import KernelRoute as RouteOfCore
 from dataplane.core.routes import Routes
+from dataplane.kernel.hooks import Hooks, Role, detach
 from dataplane.kernel.netlink import OUR_ROUTES, KernelRoute, Link, Links, NetlinkError
 from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadEnvironment, BadInput

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from dataplane.agent import settings
 from dataplane.agent.facts import GATEWAY_MAC, GATEWAYS, Facts
-from dataplane.agent.hooks import Hooks, Role
 from dataplane.agent.tables import Tables
 from dataplane.cni import protocol
 from dataplane.cni.protocol import CniError, Request, Wiring
 from dataplane.cni.store import Attachment, Store
 from dataplane.core.addresses import next_free, ranges_of
+from dataplane.kernel.hooks import Hooks, Role
 from dataplane.kernel.netlink import KernelRoute, Link, Links, Neighbour, NetlinkError, open_netns
 from dataplane.model.constants import NameKind
 from dataplane.model.errors import BadEnvironment, RangeFull, TableFull
