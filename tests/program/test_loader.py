@@ -62,6 +62,7 @@ def test_every_map_and_program_is_pinned_under_its_name(bundle: Bundle, bpffs: P
             assert bpf.prog_info(fd).name == name[:15]
 
 
+@pytest.mark.speed
 def test_a_second_load_loads_nothing_and_takes_no_time(quick: Bundle, bpffs: Path) -> None:
     with loader.load(quick, bpffs) as first:
         begun = time.process_time()

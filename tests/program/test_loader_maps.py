@@ -133,6 +133,7 @@ def test_a_map_of_other_sizes_is_not_misread(datapath: Datapath, bpffs: Path) ->
         dict(Maps(bpffs).items(PEERS))
 
 
+@pytest.mark.speed
 def test_a_hundred_thousand_rows_are_written_within_a_second(quick: Bundle, bpffs: Path) -> None:
     rows = [(id_, BackendRow(id_, A6, 1, 80, 6, 7)) for id_ in range(1, 100_001)]
     with loader.load(quick, bpffs, {"backends": 100_001}) as loaded:
