@@ -181,14 +181,14 @@ def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -
 
 def check_headers(folder: Path) -> list[CompileError]:
     """Compile each header alone, for both families; what does not."""
-    failures = []
+    failures: dict[str, CompileError] = {}  # one header's fault shows in all that include it
     for path in sorted(folder.glob("*.h")):
         try:
             for family in FAMILIES:
                 _compile(source.inline(path), family, {}, folder)
         except CompileError as error:
-            failures.append(error)
-    return failures
+            failures.setdefault(str(error), error)
+    return list(failures.values())
 
 
 def _bcc(sources: Path) -> Any:
