@@ -200,15 +200,17 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	} else {
 		fe = NULL;
 		route_lookup(&f->backend, &path);
+	}
+	/* before what passes to the stack: the node's own VXLAN socket is there */
+	if (hook == HOOK_FROM_POD && flow_reaches_overlay(f, n, &path))
+		return -DROP_POD_ENCAPSULATES;
+	if (!fe) {
 		err = flow_check_plain(skb, hook, p, n, f, &path);
 		if (err)
 			return err;
 		if (draft->revive && !path_masquerades(&path))
 			return ACTION_PASS;
 	}
-	if (hook == HOOK_FROM_POD && flow_reaches_overlay(f, n, &path))
-		return -DROP_POD_ENCAPSULATES;
-
 	draft->plain = !fe;
 	if (flow_needs_masquerade(hook, n, f, fe, svc, &path)) {
 		draft->masquerade = 1;
