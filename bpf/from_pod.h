@@ -106,6 +106,12 @@ static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct scra
 	if (bpf_skb_load_bytes(skb, p->l4 + ND_TARGET, &target, sizeof(target)))
 		return -DROP_TRUNCATED;
 	if (p->icmp_type == ND_TYPE_NEIGHBOUR_SOLICIT) {
+		/* who asks is believed: the node's kernel learns the asker's MAC from it */
+		if (!addr_is_zero(&p->tuple.src) && !addr_is_link_local(&p->tuple.src)) {
+			ep = endpoints.lookup(&p->tuple.src);
+			if (!ep || ep->ifindex != skb->ifindex)
+				return -DROP_NEIGHBOUR;
+		}
 		/* duplicate address detection asks from the unspecified address, and needs no answer */
 		if (addr_equal(&target, &n->gateway) && !addr_is_zero(&p->tuple.src))
 			return nd_answer(skb, s, n);
