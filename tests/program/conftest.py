@@ -1,38 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled bundle, and a bpffs of the test's own."""
+"""Two nodes with the real programs, loaded once; each test finds them freshly filled."""
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
-from dataplane.kernel.bundle import Bundle
+from dataplane.kernel import loader
 from dataplane.kernel.compiler import compile_bundle
+from dataplane.model.net import Family
+from tests.program import world
+from tests.program.node import Node
+from tests.program.sandbox import Sandbox
 
 
 @pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    """What the sources compile to; compiled only if they changed."""
-    return compile_bundle(Path("build/podlane.bundle"))
+def nodes(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[tuple[Node, Node]]:
+    """`here` and `there`, without entries."""
+    bundle = compile_bundle(pytestconfig.rootpath / "build/podlane.bundle")
+    with ExitStack() as stack:
+        sandbox = Sandbox(tmp_path_factory.mktemp("bpffs"), world.DEVICE_MACS)
+        stack.callback(sandbox.close)
+        made = []
+        for name in ("here", "there"):
+            folder = sandbox.bpffs / name
+            datapath = sandbox.do(lambda folder=folder: loader.load(bundle, folder))
+            stack.callback(datapath.close)
+            made.append(Node(name, datapath, sandbox))
+        yield made[0], made[1]
+
+
+@pytest.fixture(params=list(Family), ids=["IPv4", "IPv6"])
+def family(request: pytest.FixtureRequest) -> Family:
+    """Each test is of both families."""
+    return Family(request.param)
 
 
 @pytest.fixture
-def quick(bundle: Bundle) -> Bundle:
-    """The bundle less the programs that take the verifier long."""
-    few = tuple(p for p in bundle.programs if p.verified < 5000)
-    assert few
-    return dataclasses.replace(bundle, programs=few, fingerprint="quick")
+def underlay() -> world.Underlay:
+    """How the nodes reach each other: VXLAN over IPv4, unless a test says otherwise."""
+    return world.Underlay()
 
 
 @pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a bpffs mounted on it."""
-    folder = tmp_path / "bpffs"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def here(nodes: tuple[Node, Node], family: Family, underlay: world.Underlay) -> Node:
+    """The node in hand."""
+    nodes[0].fill(family, underlay)
+    return nodes[0]
+
+
+@pytest.fixture
+def there(nodes: tuple[Node, Node], family: Family, underlay: world.Underlay) -> Node:
+    """The other node, where `remote` runs."""
+    nodes[1].fill(family, underlay)
+    return nodes[1]
