@@ -99,7 +99,7 @@ class NodeDatapath:
                 "programs_loaded" if datapath.loaded else "programs_found",
                 seconds=round(time.monotonic() - began, 3),
             )
-            made = node.make_devices(links, facts, undo)
+            made = node.make_devices(links, store, facts, undo)
             self = cls(config, made, own, links, datapath, store, undo)
             self._put_node()
             for words in self.pods.adopt():

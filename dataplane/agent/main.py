@@ -47,6 +47,7 @@ def run(config: Config, manifests: Path | None) -> int:
     rundir.take()
     try:
         rundir.say("starting")
+        log("agent_started", node=config.node_name, pid=os.getpid())
         asyncio.run(_serve(config, manifests, rundir))
     except BaseException as failure:
         rundir.say("failed", why=str(failure))

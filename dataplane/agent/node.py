@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 
 from dataplane.agent import settings, uplinks
 from dataplane.agent.config import Config
@@ -91,7 +91,7 @@ def _pod_mtu(
     return mtu
 
 
-def make_devices(links: Links, facts: Facts, undo: ExitStack) -> Facts:
+def make_devices(links: Links, store: Store, facts: Facts, undo: ExitStack) -> Facts:
     """Overlay device (down if new) and router addresses; the facts with their indexes."""
     loopback = links.link("lo")
     if loopback is None:
@@ -112,6 +112,8 @@ def make_devices(links: Links, facts: Facts, undo: ExitStack) -> Facts:
             raise BadEnvironment(
                 f"router address {address}", f"is on device {held.index} already", "remove it there"
             )
+        if holder == loopback.index:
+            store.remember(f"address {ip_interface(address)}", "absent", loopback.name)
         links.add_address(holder, address, address.max_prefixlen, link_scope=address.version == 4)
         undo.callback(links.delete_address, holder, address, address.max_prefixlen)
     return replace(facts, overlay_index=overlay.index if overlay else 0, holder_index=holder)
@@ -145,6 +147,7 @@ def attach(links: Links, store: Store, hooks: Hooks, facts: Facts, undo: ExitSta
     for uplink in facts.uplinks:
         if not links.tc.has_clsact(uplink.index):
             store.remember(f"clsact {uplink.name}", "absent", "present")
+            undo.callback(links.tc.remove_clsact_if_empty, uplink.index)
             undo.callback(detach, links.tc, Role.UPLINK, uplink.index)
         names = hooks.attach(Role.UPLINK, uplink.index, uplink.name)
         moved += [f"{name} on {uplink.name}" for name in names]

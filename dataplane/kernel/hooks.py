@@ -90,10 +90,12 @@ class Hooks:
         return moved
 
 
-def detach(tc: Tc, role: Role, index: int) -> bool:
-    """Take our filters off a device, and clsact if nobody else uses it; True if it is off."""
+def detach(tc: Tc, role: Role, index: int) -> int:
+    """Take our filters off a device; how many there were. clsact stays."""
+    taken = 0
     for place in places(role, index):
         here = {(one.priority, one.handle, one.name) for one in tc.filters(index, place.direction)}
         if (place.priority, place.handle, place.name) in here:
             tc.detach(place)
-    return tc.remove_clsact_if_empty(index)
+            taken += 1
+    return taken

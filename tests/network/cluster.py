@@ -114,7 +114,14 @@ class AgentNode:
         self.process = None
         return status
 
-    def cni(self, command: str, container: str, netns_path: str = "", args: str = "", version: str = "1.0.0") -> dict[str, Any]:
+    def cni(
+        self,
+        command: str,
+        container: str,
+        netns_path: str = "",
+        args: str = "",
+        version: str = "1.0.0",
+    ) -> dict[str, Any]:
         env = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": container,
@@ -237,5 +244,3 @@ class Cluster:
         for ns in self.namespaces:
             netns.delete(Path("/run/netns") / ns)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
