@@ -125,7 +125,7 @@ static __always_inline int answer_with_reset(struct __sk_buff *skb, struct scrat
 	port = tcp->source;
 	tcp->source = tcp->dest;
 	tcp->dest = port;
-	payload = s->packet.length - ANSWER_L4 - tcp->doff * 4;
+	payload = s->packet.end - ANSWER_L4 - tcp->doff * 4;
 	ack = bpf_htonl(bpf_ntohl(tcp->seq) + payload + tcp->syn + tcp->fin);
 	if (tcp->ack) {
 		tcp->seq = tcp->ack_seq;

@@ -130,7 +130,8 @@ static __always_inline int packet_parse_ipv4(struct __sk_buff *skb, struct packe
 	if (ip.tot_len) {
 		if (bpf_ntohs(ip.tot_len) < ip.ihl * 4)
 			return -DROP_MALFORMED;
-		if (bpf_ntohs(ip.tot_len) + L3_OFFSET > p->length)
+		p->end = bpf_ntohs(ip.tot_len) + L3_OFFSET;
+		if (p->end > p->length)
 			return -DROP_TRUNCATED;
 	}
 	p->tuple.src.word[0] = ip.saddr;
@@ -159,8 +160,11 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 	if (ip.version != 6)
 		return -DROP_MALFORMED;
 	/* payload length 0 is a GSO packet beyond 64 KiB (BIG TCP) */
-	if (bpf_ntohs(ip.payload_len) + sizeof(ip) + L3_OFFSET > p->length)
-		return -DROP_TRUNCATED;
+	if (ip.payload_len) {
+		p->end = bpf_ntohs(ip.payload_len) + sizeof(ip) + L3_OFFSET;
+		if (p->end > p->length)
+			return -DROP_TRUNCATED;
+	}
 	__builtin_memcpy(&p->tuple.src, &ip.saddr, sizeof(struct addr));
 	__builtin_memcpy(&p->tuple.dst, &ip.daddr, sizeof(struct addr));
 	p->hop_limit = ip.hop_limit;
@@ -202,6 +206,15 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 	return -DROP_EXTENSION;
 }
 
+/* Reads the start of the transport header, which must lie within what the IP header counts. */
+static __always_inline int packet_load_l4(struct __sk_buff *skb, const struct packet *p, __u8 *head,
+					  __u32 length)
+{
+	if (p->l4 + length > p->end || bpf_skb_load_bytes(skb, p->l4, head, length))
+		return -DROP_TRUNCATED;
+	return 0;
+}
+
 static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	__u8 head[14];
@@ -209,19 +222,21 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 	switch (p->tuple.protocol) {
 	case IPPROTO_TCP:
 		/* up to and with the flags */
-		if (bpf_skb_load_bytes(skb, p->l4, head, 14))
+		if (packet_load_l4(skb, p, head, 14))
 			return -DROP_TRUNCATED;
 		if ((head[12] >> 4) < 5)
 			return -DROP_MALFORMED;
+		if (p->l4 + (head[12] >> 4) * 4 > p->end)
+			return -DROP_TRUNCATED;
 		p->tcp_flags = head[13];
 		break;
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		if (bpf_skb_load_bytes(skb, p->l4, head, 8))
+		if (packet_load_l4(skb, p, head, 8))
 			return -DROP_TRUNCATED;
 		break;
 	case PROTOCOL_ICMP:
-		if (bpf_skb_load_bytes(skb, p->l4, head, 8))
+		if (packet_load_l4(skb, p, head, 8))
 			return -DROP_TRUNCATED;
 		p->icmp_type = head[0];
 		if (p->icmp_type == ECHO_REQUEST || p->icmp_type == ECHO_REPLY) {
@@ -272,6 +287,7 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *p)
 	int err;
 
 	p->length = skb->len;
+	p->end = p->length;
 	err = FAMILY == 4 ? packet_parse_ipv4(skb, p) : packet_parse_ipv6(skb, p);
 	if (err)
 		return err;

@@ -23,6 +23,7 @@ enum fragment_state {
 struct packet {
 	struct flow_key tuple;
 	__u32 length; /* bytes of the whole frame */
+	__u32 end; /* where the IP packet ends: a short frame may be padded beyond */
 	__u32 fragment_id;
 	__u32 l4; /* offset of the transport header */
 	__u8 tcp_flags;
