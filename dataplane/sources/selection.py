@@ -38,7 +38,13 @@ class PodIndex:
         if not wanted:
             return ()
         fewest = min((self._by_label.get(label, []) for label in wanted), key=len)
-        return [p for p in fewest if all(p.labels.get(name) == value for _, name, value in wanted)]
+        return [pod for pod in fewest if selects(service, pod)]
+
+
+def selects(service: Service, pod: Pod) -> bool:
+    """Whether the selector names the pod's labels; the namespace is the caller's business."""
+    wanted = (service.selector or {}).items()
+    return bool(wanted) and all(pod.labels.get(name) == value for name, value in wanted)
 
 
 def target_number(port: ServicePort, pod: Pod) -> int:
