@@ -50,13 +50,16 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One measured thing. `peer` is empty where there is nothing to compare with."""
+    """One measured thing. `peer` is empty where there is nothing to compare with.
+
+    goal is None for what is only told.
+    """
 
     name: str
     unit: str
     ours: tuple[float, ...]
     peer: tuple[float, ...]
-    goal: Goal
+    goal: Goal | None
 
     @property
     def ratio(self) -> Spread | None:
@@ -67,6 +70,9 @@ class Result:
 
     @property
     def met(self) -> bool:
+        """True without a goal."""
+        if self.goal is None:
+            return True
         judged = self.ratio if self.goal.of == "ratio" else spread(self.ours)
         return judged is not None and self.goal.met_by(judged.median)
 
@@ -78,7 +84,7 @@ class Result:
             "ours": list(self.ours),
             "peer": list(self.peer),
             "ratio": asdict(self.ratio) if self.ratio else None,
-            "goal": asdict(self.goal) | {"met": self.met},
+            "goal": asdict(self.goal) | {"met": self.met} if self.goal else None,
             "machine": machine,
         }
 

@@ -44,11 +44,9 @@ def read(folder: Path = FOLDER) -> list[Result]:
     found = []
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text())
-        goal = {key: value for key, value in data["goal"].items() if key != "met"}
-        result = Result(
-            data["name"], data["unit"], tuple(data["ours"]), tuple(data["peer"]), Goal(**goal)
-        )
-        found.append(result)
+        goal = data["goal"] and Goal(**{k: v for k, v in data["goal"].items() if k != "met"})
+        ours, peer = tuple(data["ours"]), tuple(data["peer"])
+        found.append(Result(data["name"], data["unit"], ours, peer, goal))
     return found
 
 
@@ -60,8 +58,8 @@ def _cells(result: Result) -> tuple[str, ...]:
         _spread(spread(result.ours)),
         _spread(spread(result.peer)) if result.peer else "-",
         f"{ratio.median:.3f} ({ratio.min:.3f} … {ratio.max:.3f})" if ratio else "-",
-        str(result.goal),
-        "met" if result.met else "NOT MET",
+        str(result.goal or "-"),
+        "-" if result.goal is None else "met" if result.met else "NOT MET",
     )
 
 
