@@ -12,13 +12,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cli.render import add_output, show
-from dataplane.lab import change, check, cluster, demo, inside, state, status, up
+from cli import lab_demo, lab_views
+from dataplane.lab import change, check, cluster, inside, state, status, up
 from dataplane.lab.cluster import MODES, Wish
 from dataplane.lab.controlplane import FAMILIES
 from dataplane.lab.state import DEFAULT_NAME, LabFiles
@@ -149,7 +149,7 @@ def _stdin(paths: Sequence[str]) -> bytes:
 
 def _up(args: argparse.Namespace) -> int:
     lab = up.up(_new(args), _wish(args), say)
-    status.tell(lab, sys.stderr)
+    lab_views.tell(lab)
     say(f"{lab.files.name} is up: {len(lab.world.nodes)} nodes, {len(lab.world.pods)} pods")
     return 0
 
@@ -158,7 +158,7 @@ def _apply(args: argparse.Namespace) -> int:
     changed = change.apply(
         _present(args), args.filename, _stdin(args.filename), args.strict, args.prune, say
     )
-    status.tell(changed.lab, sys.stderr)
+    lab_views.tell(changed.lab)
     say(f"{len(changed.started)} pods started, {len(changed.stopped)} stopped")
     return 0
 
@@ -168,11 +168,11 @@ def _check(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps(report.as_json(), indent=1))
     else:
-        status.show_report(report, sys.stdout)
+        lab_views.show_report(report)
     for word in report.broken:
         say(word)
     if not report.verdicts:
-        say("no row: nothing in this lab can be asked")
+        say("no row: nothing in this lab can be asked, which is not ok")
     failed = sum(not verdict.ok for verdict in report.verdicts)
     say(f"{len(report.verdicts) - failed} rows are fine, {failed} are not")
     return 0 if report.ok else 1
@@ -183,7 +183,8 @@ def _status(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps(found.as_json(), indent=1))
     else:
-        status.show(found, sys.stdout)
+        lab_views.show_status(found)
+        lab_views.tell(found.lab)
     return 0 if found.ok else 1
 
 
@@ -197,9 +198,7 @@ def _exec(args: argparse.Namespace) -> int:
     pod = lab.pod(args.pod)
     if pod.host_network:
         _become(_on_node(lab.files, pod.node_name, _command(args.words)))
-    _become(
-        inside.entering_pod(lab.files.pod_netns(pod.namespace, pod.name), _command(args.words))
-    )
+    _become(inside.entering_pod(lab.files.pod_netns(pod.namespace, pod.name), _command(args.words)))
     return 0
 
 
@@ -237,10 +236,11 @@ def _down(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    return demo.run(args.name, _wish(args))
+    args.filename = args.filename or [str(lab_demo.EXAMPLE)]
+    return lab_demo.run(args.name, _wish(args))
 
 
-_RUN = {
+_RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "up": _up,
     "check": _check,
     "status": _status,

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataplane.lab import cluster, controlplane, settle, state, up, wire
 from dataplane.lab.cluster import Lab
+from dataplane.lab.controlplane import Assigned
 from dataplane.lab.expect import pod_name
 from dataplane.lab.state import LabFiles
 from dataplane.model.objects import Pod
 from dataplane.sources import manifests as sources
+from dataplane.sources.kinds import Workload
+from dataplane.sources.manifests import Manifests
 
 _DRAIN_SECONDS = 0.5
 """How long requests under way have before their pod is stopped."""
@@ -50,31 +53,59 @@ def apply(
         old = cluster.load(files)
         given = sources.read(paths, stdin)
         if not prune:
-            for earlier in reversed(cluster.saved_inputs(files)):
-                given = cluster.overlay(sources.read([earlier]), given)
-        underlay = [node.addresses for node in old.world.nodes]
-        assigned = controlplane.assign(given, underlay, old.family, old.assigned)
+            given = cluster.overlay(inputs(files), given)
+        assigned = _assign(old, given)
         if strict:
             up.refuse_problems(assigned)
-        new = cluster.make(files, old.mode, old.family, assigned)
-        coming, going = _difference(old, new), _difference(new, old)
-        say(f"{len(coming)} pods to start, {len(going)} to stop")
+        changed = _turn(old, assigned, say)
         if prune:
             cluster.forget_inputs(files)
         cluster.save_inputs(files, paths, stdin)
-        _start(new, [pod for pod in coming if pod_name(pod) not in {pod_name(p) for p in going}])
-        if going:
-            first = controlplane.draining(old.assigned, assigned)
-            cluster.give(files, first)
-            settle.wait(cluster.make(files, old.mode, old.family, first))
-            time.sleep(_DRAIN_SECONDS)
-        cluster.give(files, assigned)
-        settle.wait(new)
-        for pod in going:
-            wire.stop(files, wire.key_of(pod), pod.host_network)
-        _start(new, [pod for pod in coming if pod_name(pod) in {pod_name(p) for p in going}])
-        up.route(new)
-        cluster.write_record(new)
+    return changed
+
+
+def scale(files: LabFiles, workload: Workload, replicas: int, say: Say) -> Changed:
+    """Change the number of a workload's pods, until the next `apply`."""
+    with state.locked(files):
+        old = cluster.load(files)
+        scaled = Manifests(workloads=(replace(workload, replicas=replicas),))
+        return _turn(old, _assign(old, cluster.overlay(inputs(files), scaled)), say)
+
+
+def inputs(files: LabFiles) -> Manifests:
+    """All that the lab was given, the later over the earlier."""
+    found = Manifests()
+    for path in cluster.saved_inputs(files):
+        found = cluster.overlay(found, sources.read([path]))
+    return found
+
+
+def _assign(old: Lab, given: Manifests) -> Assigned:
+    underlay = [node.addresses for node in old.world.nodes]
+    return controlplane.assign(given, underlay, old.family, old.assigned)
+
+
+def _turn(old: Lab, assigned: Assigned, say: Say) -> Changed:
+    """Make the lab what was assigned."""
+    files = old.files
+    new = cluster.make(files, old.mode, old.family, assigned)
+    coming, going = _difference(old, new), _difference(new, old)
+    say(f"{len(coming)} pods to start, {len(going)} to stop")
+    # A pod that comes back in another shape can't be there before its old shape is gone.
+    again = {pod_name(pod) for pod in coming} & {pod_name(pod) for pod in going}
+    _start(new, [pod for pod in coming if pod_name(pod) not in again])
+    if going:
+        first = controlplane.draining(old.assigned, assigned)
+        cluster.give(files, first)
+        settle.wait(cluster.make(files, old.mode, old.family, first))
+        time.sleep(_DRAIN_SECONDS)
+    cluster.give(files, assigned)
+    settle.wait(new)
+    for pod in going:
+        wire.stop(files, wire.key_of(pod), pod.host_network)
+    _start(new, [pod for pod in coming if pod_name(pod) in again])
+    up.route(new)
+    cluster.write_record(new)
     return Changed(new, _names(coming), _names(going))
 
 

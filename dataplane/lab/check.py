@@ -72,8 +72,7 @@ def run(lab: Lab, say: Say) -> Report:
         guests = closing.enter_context(_guests(lab))
         world = dataclasses.replace(lab.world, guests=guests)
         maps = {
-            node.name: closing.enter_context(settle.maps_of(lab, node.name))
-            for node in world.nodes
+            node.name: closing.enter_context(settle.maps_of(lab, node.name)) for node in world.nodes
         }
         rest = look(lab, world, maps)
         rows = expect.rows(world)

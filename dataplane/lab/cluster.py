@@ -195,10 +195,7 @@ def make(files: LabFiles, mode: str, family: str, assigned: Assigned) -> Lab:
         slices=assigned.slices,
         pods=assigned.pods,
         guests={},
-        stand_ins={
-            pod_name(pod): assigned.stand_in_ports(pod)
-            for pod in assigned.pods
-        },
+        stand_ins={pod_name(pod): assigned.stand_in_ports(pod) for pod in assigned.pods},
         entries=expect.entries(
             assigned.families, assigned.nodes, assigned.services, assigned.slices
         ),

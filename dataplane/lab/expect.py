@@ -32,7 +32,7 @@ class SourceKind(enum.Enum):
     POD = "pod"
     NODE = "node"
     OUTSIDE = "outside"
-    
+
 
 class Outcome(enum.Enum):
     """What a request should come to."""
@@ -448,9 +448,7 @@ def _pod_rows(world: World, pod: Pod) -> Iterator[Row]:
                     number=ports[0],
                     entry=node.name,
                     outcome=Outcome.ANSWERED,
-                    answerers=(
-                        Answerer(pod_name(pod), pod.node_name, address, ports[0], own),
-                    ),
+                    answerers=(Answerer(pod_name(pod), pod.node_name, address, ports[0], own),),
                     requests=_LEAST,
                 )
 

@@ -212,10 +212,16 @@ def _counted(row: Row, seen: Observed) -> list[str]:
 def _unanswered(row: Row, seen: Observed) -> list[str]:
     """Refused actively or dropped silently, and counted under the reason that says so."""
     wanted = "refused" if row.outcome is Outcome.REFUSED else "timeout"
-    words = "be refused: no endpoint" if row.outcome is Outcome.REFUSED else "be dropped: no local endpoint"
+    words = (
+        "be refused: no endpoint"
+        if row.outcome is Outcome.REFUSED
+        else "be dropped: no local endpoint"
+    )
     others = Counter(_failure(r) if r.outcome != "ok" else "were answered" for r in seen.replies
                      if r.outcome != wanted)  # fmt: skip
-    why = [f"{n} of {row.requests} requests {what}, and should {words}" for what, n in others.items()]
+    why = [
+        f"{n} of {row.requests} requests {what}, and should {words}" for what, n in others.items()
+    ]
     reason = "DROP_NO_BACKEND" if row.outcome is Outcome.REFUSED else "DROP_NO_LOCAL_BACKEND"
     counted = sum(d.packets for d in seen.drops if d.node == row.entry and d.reason == reason)
     if counted < row.requests:

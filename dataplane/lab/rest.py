@@ -91,9 +91,7 @@ def look(lab: Lab, world: World, maps: Mapping[str, Maps]) -> Rest:
     return Rest(nodes, pods, ports, services, endpoints)
 
 
-def _devices(
-    lab: Lab, node: Node, own: Sequence[Pod], pods: dict[str, list[str]]
-) -> list[str]:
+def _devices(lab: Lab, node: Node, own: Sequence[Pod], pods: dict[str, list[str]]) -> list[str]:
     """Missing or strange programs: on the node's devices returned, on pods' into `pods`."""
     found: list[str] = []
     with Links(lab.files.node_netns(node.name)) as links, _programs(lab, node.name) as programs:
@@ -108,23 +106,18 @@ def _devices(
             with Links(lab.files.pod_netns(pod.namespace, pod.name)) as inner:
                 end = inner.link(wire.INTERFACE)
             index = end.peer_index if end else 0
-            words = _missing(
-                node.name, hooks, Role.POD, index, names.get(index, ""), pod_name(pod)
-            )
+            words = _missing(node.name, hooks, Role.POD, index, names.get(index, ""), pod_name(pod))
             if words:
                 pods.setdefault(pod_name(pod), []).extend(words)
     return found
 
 
-def _missing(
-    node: str, hooks: Hooks, role: Role, index: int, name: str, owner: str
-) -> list[str]:
+def _missing(node: str, hooks: Hooks, role: Role, index: int, name: str, owner: str) -> list[str]:
     of = f" of {owner}" if owner else ""
     if not name:
         return [f"{node}: the {role.value} device{of} is missing"]
     return [
-        f"{node}: tc filter {place.name} is missing at {place.direction.name.lower()}"
-        f" of {name}{of}"
+        f"{node}: tc filter {place.name} is missing at {place.direction.name.lower()} of {name}{of}"
         for place in hooks.wrong(role, index)
     ]
 

@@ -16,14 +16,15 @@
  * that line alone. UDP: to each datagram as one datagram from the address that
  * it was sent to.
  *
- *   podlane-stand-in client FIRST-PORT [SECONDS]
+ *   podlane-stand-in client FIRST-PORT [SECONDS PAUSE-MS]
  *
  * Reads jobs from stdin, a line each, until its end:
  *   ID PROTOCOL ADDRESS PORT COUNT TIMEOUT-MS
  * and makes COUNT requests for each, every one from a new source port (from
  * FIRST-PORT up, in a ring, without those in use): to the datapath each is a
  * new flow, whatever this client did before. With SECONDS, all jobs are done
- * again and again for that long or until SIGTERM. A line a request on stdout:
+ * again and again, with a pause, for that long or until SIGTERM. On stdout, a
+ * line a request:
  *   ID <tab> ok|refused|timeout|error <tab> MICROSECONDS <tab> answer or error
  * and in the end: next <tab> PORT
  *
@@ -662,10 +663,10 @@ static struct job *read_jobs(size_t *count)
 	return jobs;
 }
 
-static int client(int first_port, long seconds)
+static int client(int first_port, long seconds, long pause_ms)
 {
 	struct sigaction stop = {.sa_handler = on_stop};
-	long long end;
+	long long end, next;
 	struct job *jobs;
 	size_t count, i;
 
@@ -679,6 +680,9 @@ static int client(int first_port, long seconds)
 	do {
 		for (i = 0; i < count && !stopped; i++)
 			run_job(&jobs[i]);
+		next = now() + pause_ms * 1000;
+		while (seconds && !stopped && now() < next)
+			wait_for_answers();
 		fflush(stdout);
 	} while (count && seconds && !stopped && now() < end);
 	while (in_flight)
@@ -695,8 +699,10 @@ int main(int argc, char **argv)
 		own_name = argv[2];
 		serve(argc - 3, argv + 3);
 	}
-	if ((argc == 3 || argc == 4) && strcmp(argv[1], "client") == 0)
-		return client(atoi(argv[2]), argc == 4 ? atol(argv[3]) : 0);
+	if (argc == 3 && strcmp(argv[1], "client") == 0)
+		return client(atoi(argv[2]), 0, 0);
+	if (argc == 5 && strcmp(argv[1], "client") == 0)
+		return client(atoi(argv[2]), atol(argv[3]), atol(argv[4]));
 	die("usage: podlane-stand-in serve NAME PROTOCOL:PORT...\n"
-	    "       podlane-stand-in client FIRST-PORT [SECONDS]");
+	    "       podlane-stand-in client FIRST-PORT [SECONDS PAUSE-MS]");
 }

@@ -221,7 +221,9 @@ def _kill_all(files: LabFiles) -> None:
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > end:
             raise BadEnvironment(
-                f"lab {files.name}", f"processes {alive} do not end", "end them, then `lab down` again"
+                f"lab {files.name}",
+                f"processes {alive} do not end",
+                "end them, then `lab down` again",
             )
         time.sleep(0.01)
 

@@ -64,7 +64,9 @@ def underlay_commands(
     ]
     for family in families:
         lines.append(_address(_first(NODE_NETWORKS[family]), NODE_NETWORKS[family], "br0"))
-        lines.append(_address(_first(OUTSIDE_NETWORKS[family]), OUTSIDE_NETWORKS[family], "outside"))
+        lines.append(
+            _address(_first(OUTSIDE_NETWORKS[family]), OUTSIDE_NETWORKS[family], "outside")
+        )
         lines += [
             f"route add {address} dev br0"
             for node in nodes
@@ -74,9 +76,7 @@ def underlay_commands(
     return lines
 
 
-def node_commands(
-    node: Node, nodes: Sequence[Node], families: Sequence[Family]
-) -> list[str]:
+def node_commands(node: Node, nodes: Sequence[Node], families: Sequence[Family]) -> list[str]:
     """A node's uplink: its addresses, the other nodes on the same link, the default route."""
     lines = ["link set lo up", "link set eth0 up"]
     for family in families:
@@ -117,7 +117,9 @@ def service_route_commands(
     for address in sorted(a for a in entries if family_of(a) is family):
         hops = [a for a in places[entries[address]].addresses if family_of(a) is family]
         if hops:
-            lines.append(f"route replace {address} via {hops[0]} dev br0 onlink proto {_ROUTE_MARK}")
+            lines.append(
+                f"route replace {address} via {hops[0]} dev br0 onlink proto {_ROUTE_MARK}"
+            )
     return lines
 
 

@@ -83,9 +83,7 @@ def refuse_problems(assigned: Assigned) -> None:
 def is_alive(files: LabFiles) -> bool:
     """Whether the lab is whole: its record is written, and each node's agent answers."""
     record = cluster.read_record(files)
-    return record is not None and all(
-        wire.answers(files, node) for node in record["nodes"]
-    )
+    return record is not None and all(wire.answers(files, node) for node in record["nodes"])
 
 
 def _build(files: LabFiles, wish: Wish, assigned: Assigned, say: Say) -> Lab:
@@ -165,9 +163,7 @@ def _start_agent(
         )
 
 
-def _await_agents(
-    files: LabFiles, agents: Sequence[tuple[str, subprocess.Popen[bytes]]]
-) -> None:
+def _await_agents(files: LabFiles, agents: Sequence[tuple[str, subprocess.Popen[bytes]]]) -> None:
     end = time.monotonic() + _AGENT_SECONDS
     for name, process in agents:
         while not wire.answers(files, name):

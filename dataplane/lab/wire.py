@@ -57,7 +57,9 @@ def ask(files: LabFiles, node: str, command: str, **env: str) -> dict[str, objec
     )
     if "code" in answer:
         words = "; ".join(str(answer[k]) for k in ("msg", "details") if answer.get(k))
-        raise BadEnvironment(f"{node}: CNI {command} {env.get('CNI_CONTAINERID', '')}".rstrip(), words)
+        raise BadEnvironment(
+            f"{node}: CNI {command} {env.get('CNI_CONTAINERID', '')}".rstrip(), words
+        )
     return answer
 
 
