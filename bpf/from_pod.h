@@ -80,7 +80,7 @@ static __always_inline int nd_answer(struct __sk_buff *skb, struct scratch *s, c
 static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct scratch *s,
 					      const struct node *n)
 {
-	const struct packet *p = &s->packet;
+	struct packet *p = &s->packet;
 	struct endpoint *ep;
 	struct addr target;
 
