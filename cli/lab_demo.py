@@ -18,13 +18,14 @@ from rich.console import Console
 
 from cli import drops, lab_views, services
 from cli.render import Column, View, show, socket_text
-from dataplane.lab import change, check, settle, state, up
+from dataplane.lab import change, check, inside, settle, state, up
 from dataplane.lab.check import Report
 from dataplane.lab.cluster import Lab, Wish
-from dataplane.lab.expect import PROTOCOLS, pod_name
+from dataplane.lab.expect import PROTOCOLS, Outcome, pod_name
+from dataplane.lab.judge import Verdict
 from dataplane.lab.load import Load
 from dataplane.lab.state import LabFiles
-from dataplane.model.net import IPAddress, Protocol
+from dataplane.model.net import IPAddress
 from dataplane.model.objects import Pod, Service, ServicePort, ServiceType
 from dataplane.sources.kinds import Workload
 from dataplane.sources.selection import PodIndex
@@ -75,8 +76,8 @@ def run(name: str, wish: Wish) -> int:
         # The demo's own lab: one that was killed must not stand in the next one's way.
         with state.locked(files):
             state.destroy(files)
-    title = f"{', '.join(wish.paths)} on {wish.nodes} nodes, mode {wish.mode}, {wish.family}"
-    _title(console, f"podlane demo: {title}")
+    what = ", ".join(Path(path).name for path in wish.paths)
+    _title(console, f"podlane demo: {what}, {wish.nodes} nodes, {wish.mode}, {wish.family}")
     try:
         with _Steps(console) as steps:
             lab = up.up(files, wish, steps.say)
@@ -134,9 +135,11 @@ _ANSWERS = View(
 
 
 def _answers(report: Report) -> list[_Answers]:
-    asked: dict[tuple[str, str], list[check.Verdict]] = {}
+    asked: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in report.verdicts:
         row = verdict.row
+        if row.outcome is not Outcome.ANSWERED:
+            continue
         what = f"{row.namespace}/{row.name}:{row.port}/{row.protocol.name}"
         key = ("pods, from each node", "Pod") if row.type == "Pod" else (what, row.type)
         asked.setdefault(key, []).append(verdict)
@@ -176,7 +179,9 @@ def _provoke(lab: Lab, node: str) -> None:
     addresses = [address for service in lab.world.services for address in service.cluster_ips]
     if sender is not None and addresses:
         place = lab.files.pod_netns(sender.namespace, sender.name)
-        Load([place], Protocol.TCP, [(addresses[0], 9)]).stop()
+        inside.run(
+            place, [str(inside.STAND_IN), "client", "0"], f"drop tcp {addresses[0]} 9 1 500\n"
+        )
 
 
 # ---- a change under load ----
@@ -223,6 +228,10 @@ def _senders(lab: Lab, subject: _Subject) -> list[Pod]:
     return list(found.values())
 
 
+def _prefixed(prefix: str, say: change.Say) -> change.Say:
+    return lambda words: say(prefix + words)
+
+
 def _scale(console: Console, lab: Lab) -> bool:
     subject = _subject(lab)
     senders = _senders(lab, subject) if subject else []
@@ -242,10 +251,8 @@ def _scale(console: Console, lab: Lab) -> bool:
         try:
             for replicas in (more, 1, workload.replicas):
                 time.sleep(_STEADY_SECONDS)
-                words = f"{replicas} pods"
-                change.scale(
-                    lab.files, workload, replicas, lambda w, words=words: steps.say(f"{words}: {w}")
-                )
+                words = f"{replicas} pod{'s' * (replicas > 1)}: "
+                change.scale(lab.files, workload, replicas, _prefixed(words, steps.say))
             time.sleep(_STEADY_SECONDS)
         finally:
             outcome = load.stop()

@@ -56,6 +56,12 @@ class Held:
     odd: tuple[str, ...] = ()
 
 
+def places(word: int) -> range:
+    """The places of `slots` that a backend set covers."""
+    base = word >> 36
+    return range(base, base + (word >> 16 & _COUNT_MASK))
+
+
 def follow(tables: Tables) -> dict[ServiceName, Held]:
     """All Service ports that have a name."""
     found: dict[ServiceName, Held] = {}
@@ -79,9 +85,9 @@ def follow(tables: Tables) -> dict[ServiceName, Held]:
 def _members(
     tables: Tables, name: ServiceName, service_id: int, word: int, odd: list[str]
 ) -> dict[tuple[IPAddress, int], int]:
-    base, count, epoch = word >> 36, word >> 16 & _COUNT_MASK, word & _EPOCH_MASK
+    epoch = word & _EPOCH_MASK
     found: dict[tuple[IPAddress, int], int] = {}
-    for place in range(base, base + count):
+    for place in places(word):
         slot = tables.slots.get(place)
         if slot is None or slot.epoch != epoch:
             odd.append(f"slot {place} is of another epoch")

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from dataplane.core.plan import BACKENDS, FRONTENDS, NAMES, SERVICES, SLOTS
 from dataplane.kernel.maps import Maps
 from dataplane.lab import held, wire
 from dataplane.lab.cluster import Lab
+from dataplane.model.constants import NameKind
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.objects import Node
+from dataplane.model.rows import Table
 
 _SECONDS = 30.0
 _POLL_SECONDS = 0.03
@@ -29,15 +32,26 @@ def maps_of(lab: Lab, node: str) -> Iterator[Maps]:
 
 
 def tables(lab: Lab, maps: Maps) -> held.Tables:
-    """What a node's maps hold for Services."""
+    """What a node's maps hold for Services: of arrays, only the places that these name."""
     families = lab.world.families
+    names = dict(maps.items(NAMES))
+    ids = [key.id for key in names if key.kind == NameKind.SERVICE]
+    services = _present(maps, SERVICES, ids)
+    words = [word for row in services.values() for word in (row.cluster, row.local)]
+    slots = _present(maps, SLOTS, (place for word in words for place in held.places(word)))
+    backends = {slot.backend_id for slot in slots.values()}
     return held.Tables(
-        names=dict(maps.items(NAMES)),
+        names=names,
         frontends={family: dict(maps.items(FRONTENDS[family])) for family in families},
-        services=dict(maps.items(SERVICES)),
-        slots=dict(maps.items(SLOTS)),
-        backends={family: dict(maps.items(BACKENDS[family])) for family in families},
+        services=services,
+        slots=slots,
+        backends={family: _present(maps, BACKENDS[family], backends) for family in families},
     )
+
+
+def _present(maps: Maps, table: Table, places: Iterable[int]) -> dict[int, Any]:
+    found = ((place, maps.get(table, place)) for place in places)
+    return {place: row for place, row in found if row is not None}
 
 
 def wait(lab: Lab) -> None:
