@@ -125,7 +125,10 @@ def parse(document: object, source: str, *, node_name: str = "") -> Config:
         except ValueError as failure:
             raise BadInput(f"config {source}: {key}", str(failure)) from failure
     if node_name:
-        values["node_name"] = _node_name(node_name)
+        try:
+            values["node_name"] = _node_name(node_name)
+        except ValueError as failure:
+            raise BadInput("--node", str(failure)) from failure
     values.setdefault("node_name", socket.gethostname().lower())
     config = Config(**values)
     _refuse_contradictions(config, source)

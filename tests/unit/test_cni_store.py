@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from dataplane.cni.store import Attachment, Store
+from dataplane.model.errors import BadEnvironment
+from dataplane.model.net import Family
+
+POD = Attachment(
+    container_id="c1",
+    interface="eth0",
+    veth="pl0123456789ab",
+    endpoint_id=1,
+    mac=bytes(6),
+    netns="/run/netns/a",
+    pod="shop/cart-0",
+    mtu=1450,
+    addresses=(ip_address("10.244.1.2"), ip_address("fd00::2")),
+    done=False,
+)
+
+
+def test_what_was_given_outlives_the_process(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        store.add(POD)
+        store.done(POD)
+    with Store(tmp_path / "pods.db") as store:
+        assert store.attachments() == [dataclasses.replace(POD, done=True)]
+        assert store.get("c1", "eth0") == dataclasses.replace(POD, done=True)
+        assert store.get("c1", "eth1") is None
+        assert store.last(Family.V4) == ip_address("10.244.1.2")
+        assert store.last(Family.V6) == ip_address("fd00::2")
+
+
+def test_an_address_is_given_to_one_pod_only(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        store.add(POD)
+        other = dataclasses.replace(
+            POD, container_id="c2", veth="pl1", endpoint_id=2, addresses=POD.addresses[:1]
+        )
+        with pytest.raises(sqlite3.IntegrityError):
+            store.add(other)
+        assert store.holder(POD.addresses[0]) == "shop/cart-0"
+        assert len(store.attachments()) == 1
+
+
+def test_removing_a_pod_frees_its_addresses_and_can_be_repeated(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        store.add(POD)
+        store.remove(POD)
+        store.remove(POD)
+        assert store.holder(POD.addresses[0]) is None
+        store.add(dataclasses.replace(POD, container_id="c2"))
+        assert store.last(Family.V4) == POD.addresses[0]
+
+
+def test_what_was_before_is_kept_from_the_first_word_on(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        store.remember("sysctl a", "0", "1")
+        store.remember("sysctl a", "1", "2")
+        assert store.remembered() == [("sysctl a", "0", "2")]
+
+
+def test_a_newer_form_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db"):
+        pass
+    with sqlite3.connect(tmp_path / "pods.db") as raw:
+        raw.execute("PRAGMA user_version = 99")
+    with pytest.raises(BadEnvironment, match="newer podlane"):
+        Store(tmp_path / "pods.db")
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pods.db").write_text("no database" * 100)
+    with pytest.raises(BadEnvironment, match=r"pods\.db: file is not a database"):
+        Store(tmp_path / "pods.db")
