@@ -126,8 +126,8 @@ static __always_inline int packet_parse_ipv4(struct __sk_buff *skb, struct packe
 		return -DROP_TRUNCATED;
 	if (ip.version != 4 || ip.ihl < 5)
 		return -DROP_MALFORMED;
-	/* total length 0 is a GSO packet beyond 64 KiB (BIG TCP) */
-	if (ip.tot_len) {
+	/* of a GSO packet, total length 0 means beyond 64 KiB (BIG TCP) */
+	if (ip.tot_len || !skb->gso_size) {
 		if (bpf_ntohs(ip.tot_len) < ip.ihl * 4)
 			return -DROP_MALFORMED;
 		p->end = bpf_ntohs(ip.tot_len) + L3_OFFSET;
@@ -159,8 +159,8 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 		return -DROP_TRUNCATED;
 	if (ip.version != 6)
 		return -DROP_MALFORMED;
-	/* payload length 0 is a GSO packet beyond 64 KiB (BIG TCP) */
-	if (ip.payload_len) {
+	/* of a GSO packet, payload length 0 means beyond 64 KiB (BIG TCP) */
+	if (ip.payload_len || !skb->gso_size) {
 		p->end = bpf_ntohs(ip.payload_len) + sizeof(ip) + L3_OFFSET;
 		if (p->end > p->length)
 			return -DROP_TRUNCATED;
