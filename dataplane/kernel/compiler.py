@@ -121,19 +121,19 @@ class _Compiled:
 
     maps: tuple[MapSpec, ...] = ()
     programs: tuple[Program, ...] = ()
-    log: str = ""
+    warnings: str = ""
     error: tuple[str, str, str, str] | None = None
 
 
 def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, str]:
-    """Compile and verify all programs of both families; the bundle and the whole log."""
+    """Compile and verify all programs of both families; the bundle, and warnings in words."""
     compiler = _compiler_version()
     if compiler is None:
         raise BadEnvironment("bcc", "not installed", "apt-get install python3-bpfcc")
     text = source.inline(sources / source.MAIN)
     maps: dict[str, MapSpec] = {}
     programs: list[Program] = []
-    log = ""
+    warnings: dict[str, None] = {}  # most come once a family
     with ProcessPoolExecutor(len(FAMILIES), get_context("fork")) as workers:
         jobs = [workers.submit(_family, text, f, dict(options), sources) for f in FAMILIES]
     for compiled in (job.result() for job in jobs):
@@ -143,7 +143,7 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
             if maps.setdefault(spec.pin, spec) != spec:
                 raise CompileError(spec.name, "shared map whose shape differs between the families")
         programs += compiled.programs
-        log += compiled.log
+        warnings[compiled.warnings] = None
     return Bundle(
         fingerprint=fingerprint(sources, options, compiler),
         abi=header.defines(text)["ABI_VERSION"],
@@ -152,7 +152,7 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
         maps=tuple(maps[pin] for pin in sorted(maps)),
         programs=tuple(sorted(programs, key=lambda program: program.name)),
         kernel=os.uname().release,
-    ), log
+    ), "".join(warnings)
 
 
 def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -> _Compiled:
@@ -160,7 +160,7 @@ def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -
     maps: dict[int, MapSpec] = {}
     programs: list[Program] = []
     try:
-        module, log = _compile(text, family, options, sources)
+        module, warnings = _compile(text, _flags(family, options), sources)
         for name, declaration in header.maps(text).items():
             fd = module[name].map_fd
             maps[fd] = _map_spec(name, family if declaration.per_family else 0, fd)
@@ -170,12 +170,10 @@ def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -
                 continue
             if hook not in types:
                 raise CompileError(hook, "not `int NAME(struct CONTEXT *…)` of a known context")
-            program, output = _program(module, hook, family, types[hook], maps, sources)
-            programs.append(program)
-            log += output
+            programs.append(_program(module, hook, family, types[hook], maps, sources))
     except CompileError as error:
         return _Compiled(error=(error.what, error.why, error.next_step, error.log))
-    return _Compiled(tuple(maps.values()), tuple(programs), log)
+    return _Compiled(tuple(maps.values()), tuple(programs), warnings)
 
 
 def check_headers(folder: Path) -> list[CompileError]:
@@ -184,7 +182,7 @@ def check_headers(folder: Path) -> list[CompileError]:
     for path in sorted(folder.glob("*.h")):
         try:
             for family in FAMILIES:
-                _compile(source.inline(path), family, {}, folder)
+                _compile(source.inline(path), [*_flags(family, {}), "-Werror"], folder)
         except CompileError as error:
             failures.setdefault(str(error), error)
     return list(failures.values())
@@ -205,11 +203,17 @@ def _library() -> Any:
 
 def _flags(family: int, options: Mapping[str, str]) -> list[str]:
     folders = ["/usr/include", f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}"]
-    flags = [f"-I{folder}" for folder in folders] + ["-Wall", "-Wno-unused-function"]
-    return [*flags, f"-DFAMILY={family}", *(f"-D{n}={v}" for n, v in options.items())]
+    # bcc's own declarations of map methods know no const.
+    words = ["-Wall", "-Wno-unused-function", "-Wno-incompatible-pointer-types-discards-qualifiers"]
+    defines = {"FAMILY": family, **options}
+    return [
+        *(f"-I{folder}" for folder in folders),
+        *words,
+        *(f"-D{name}={value}" for name, value in defines.items()),
+    ]
 
 
-def _compile(text: str, family: int, options: Mapping[str, str], sources: Path) -> tuple[Any, str]:
+def _compile(text: str, flags: list[str], sources: Path) -> tuple[Any, str]:
     bcc = _bcc(sources)
     with _captured() as output:
 
@@ -217,12 +221,12 @@ def _compile(text: str, family: int, options: Mapping[str, str], sources: Path) 
             return output().replace(f"{sources.resolve().parent}/", "")
 
         try:
-            module = bcc.BPF(text=text.encode(), cflags=_flags(family, options))
+            module = bcc.BPF(text=text.encode(), cflags=flags)
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more special
             log = shown() or str(error)
             reason = verifier.diagnostic(log)
             raise CompileError(
-                reason.where or f"{sources.name}/{source.MAIN} (family {family})",
+                reason.where or f"{sources.name}/{source.MAIN}",
                 reason.text,
                 log=log,
             ) from None
@@ -236,7 +240,7 @@ def _program(
     type_: tuple[int, int],
     maps: Mapping[int, MapSpec],
     sources: Path,
-) -> tuple[Program, str]:
+) -> Program:
     name = hook if hook in BOTH_FAMILIES else f"{hook}_{family}"
     log = _verify(module, hook, name, type_, sources)
     verified, stack = verifier.statistics(log)
@@ -257,7 +261,7 @@ def _program(
         relocations={pin: tuple(places) for pin, places in sorted(relocations.items())},
         verified=verified,
         stack=stack,
-    ), log
+    )
 
 
 def _verify(module: Any, hook: str, name: str, type_: tuple[int, int], sources: Path) -> str:
@@ -368,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument("--stats", type=Path, metavar="BUNDLE", help="instructions and stack")
     parser.add_argument("-D", action="append", default=[], metavar="NAME=VALUE", dest="options")
     parser.add_argument("--sources", type=Path, default=source.find_sources(), metavar="DIR")
-    parser.add_argument("--debug", action="store_true", help="show the whole log")
+    parser.add_argument("--debug", action="store_true", help="show the whole log of an error")
     parser.add_argument("--json-error", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     try:
@@ -382,10 +386,9 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.sources is None:
             raise BadEnvironment("bpf/", "no source beside the package", "say --sources DIR")
         options = dict(option.partition("=")[::2] for option in chosen.options)
-        result, log = compile_sources(chosen.sources, options)
+        result, warnings = compile_sources(chosen.sources, options)
         bundle.write(result, chosen.out)
-        if log.strip() and (chosen.debug or "warning:" in log):
-            print(log, file=sys.stderr)
+        print(warnings, end="", file=sys.stderr)
     except PodlaneError as error:
         _report(error, chosen.json_error, chosen.debug)
         return error.exit_status

@@ -108,7 +108,7 @@ def test_a_verifier_rejection_names_file_line_and_source_line(sources: Path) -> 
 
 def test_a_header_that_does_not_compile_alone_is_named(sources: Path) -> None:
     assert compiler.check_headers(sources) != []  # RESULT is not defined
-    (sources / "answer.h").write_text(BODY.replace("RESULT", "0"))
+    (sources / "answer.h").write_text(BODY.replace("RESULT", "!uplink"))
     assert compiler.check_headers(sources) == []
 
 
