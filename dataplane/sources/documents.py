@@ -265,11 +265,15 @@ def folder_files(folder: FilePath) -> tuple[list[FilePath], list[FilePath]]:
             if name.startswith(".") or not name.endswith(SUFFIXES):
                 continue
             path = FilePath(place, name)
-            if not os.path.realpath(path).startswith(root.rstrip("/") + "/"):
+            if path.is_symlink() and not _is_below(path, root):
                 outside.append(path)
             elif _is_regular(path):
                 files.append(path)
     return sorted(files), sorted(outside)
+
+
+def _is_below(path: FilePath, root: str) -> bool:
+    return os.path.realpath(path).startswith(root.rstrip("/") + "/")
 
 
 def _is_regular(path: FilePath) -> bool:
