@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 FORMATS = ("table", "wide", "json", "yaml")
+# A pipe has no width: no cell is cut or folded there.
+PIPE_WIDTH = 10_000
 # rich takes a millisecond a row; beyond this many nobody reads them one by one.
 RICH_ROWS = 500
 
@@ -68,7 +70,7 @@ def show(
         out.write("\n")
     elif output == "yaml":
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        yaml.dump(as_data(rows), out, dumper, sort_keys=False, allow_unicode=True, width=10_000)
+        yaml.dump(as_data(rows), out, dumper, sort_keys=False, allow_unicode=True, width=PIPE_WIDTH)
     else:
         wide = output == "wide"
         kept = [row for row in rows if wide or view.plain(row)]
