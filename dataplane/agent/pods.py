@@ -12,7 +12,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from dataplane.kernel.hooks import Hooks, Role
 from dataplane.kernel.netlink import KernelRoute, Link, Links, Neighbour, NetlinkError, open_netns
 from dataplane.model.constants import NameKind
 from dataplane.model.errors import BadEnvironment, RangeFull, TableFull
-from dataplane.model.net import Family, IPAddress, family_of
+from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
 from dataplane.model.rows import EndpointRow, NameKey, NameRow, Table
 
 NAMES = Table("names")
@@ -90,7 +93,7 @@ class Pods:
                 f"container {request.container_id}",
                 f"has no interface {request.interface} of ours",
             )
-        wrong = self.wrong(there)
+        wrong = self._wrong(there, _Seen.of(self._links))
         if request.netns is not None:
             wrong += self._wrong_inside(there, request.netns)
         if wrong:
@@ -112,13 +115,14 @@ class Pods:
         kernel is as the store says.
         """
         done = []
+        seen = _Seen.of(self._links)
         for one in self._store.attachments():
-            link = self._links.link(one.veth)
+            link = seen.links.get(one.veth)
             if link is None or not one.done:
                 self.remove(one)
                 done.append(f"removed {one.pod}: its {'interface' if one.done else 'ADD'} was gone")
                 continue
-            wrong = self.wrong(one)
+            wrong = self._wrong(one, seen)
             if wrong:
                 self._wire_host(one, link)
                 done.append(f"repaired {one.pod}: {'; '.join(wrong)}")
@@ -130,9 +134,9 @@ class Pods:
         self._unwire(one)
         self._store.remove(one)
 
-    def wrong(self, one: Attachment) -> list[str]:
+    def _wrong(self, one: Attachment, seen: _Seen) -> list[str]:
         """What on the host side is not as it was made, in words."""
-        link = self._links.link(one.veth)
+        link = seen.links.get(one.veth)
         if link is None:
             return [f"host interface {one.veth} is gone"]
         wrong = []
@@ -142,13 +146,13 @@ class Pods:
             f"filter {place.name} is not on {one.veth}"
             for place in self._hooks.wrong(Role.POD, link.index)
         ]
-        routes, neighbours = self._links.routes(), self._links.neighbours()
         for address in one.addresses:
             if self._tables.get(ENDPOINTS[family_of(address)], address) != _row(one, link):
                 wrong.append(f"endpoint row of {address} is missing or other")
-            if not any(self._host_route(link, address).same_way(route) for route in routes):
+            route = self._host_route(link, address)
+            if not any(route.same_way(other) for other in seen.routes[route.destination]):
                 wrong.append(f"route to {address} is missing or other")
-            if Neighbour(link.index, address, one.mac) not in neighbours:
+            if Neighbour(link.index, address, one.mac) not in seen.neighbours:
                 wrong.append(f"neighbour entry of {address} is missing or other")
         if self._tables.get(NAMES, _name_key(one)) != NameRow(one.pod):
             wrong.append("name is missing or other")
@@ -204,6 +208,9 @@ class Pods:
         raise CniError(protocol.BAD_ENVIRONMENT, f"address {address}", why)
 
     def _wire_all(self, new: Attachment, netns: int) -> None:
+        stale = self._links.link(new.veth)
+        if stale is not None:
+            self._links.delete_link(stale.index)  # this container's, and the store knows none
         try:
             link = self._links.create_veth(
                 new.veth, GATEWAY_MAC, new.interface, new.mac, netns, new.mtu
@@ -211,10 +218,10 @@ class Pods:
         except NetlinkError as refusal:
             if refusal.errno != errno.EEXIST:
                 raise BadEnvironment(f"pod {new.pod}", f"veth: {refusal.strerror}") from refusal
-            where = "on the node" if self._links.link(new.veth) else f"in {new.netns}"
-            taken = new.veth if where == "on the node" else new.interface
             raise CniError(
-                protocol.BAD_ENVIRONMENT, f"pod {new.pod}", f"interface {taken} exists {where}"
+                protocol.BAD_ENVIRONMENT,
+                f"pod {new.pod}",
+                f"interface {new.interface} exists in {new.netns}",
             ) from refusal
         self._tables.drop(COUNTERS, [new.endpoint_id])
         try:
@@ -254,7 +261,7 @@ class Pods:
         return KernelRoute(
             ip_network(address),
             link.index,
-            source=self._facts.routers[family_of(address)],
+            source=self._facts.routers.get(family_of(address)),
             link_scope=True,
         )
 
@@ -308,6 +315,24 @@ class Pods:
             mtu=one.mtu,
             addresses=one.addresses,
             gateways=tuple(GATEWAYS[family_of(address)] for address in one.addresses),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The node's network at one moment, asked once for many pods."""
+
+    links: Mapping[str, Link]
+    routes: Mapping[IPNetwork, Sequence[KernelRoute]]
+    neighbours: frozenset[Neighbour]
+
+    @classmethod
+    def of(cls, links: Links) -> _Seen:
+        routes: defaultdict[IPNetwork, list[KernelRoute]] = defaultdict(list)
+        for route in links.routes():
+            routes[route.destination].append(route)
+        return cls(
+            {link.name: link for link in links.links()}, routes, frozenset(links.neighbours())
         )
 
 
