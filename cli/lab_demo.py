@@ -17,7 +17,7 @@ from typing import Self
 from rich.console import Console
 
 from cli import drops, lab_views, services
-from cli.render import Column, View, show, socket_text
+from cli.render import PIPE_WIDTH, Column, View, show, socket_text
 from dataplane.lab import change, check, inside, settle, state, up
 from dataplane.lab.check import Report
 from dataplane.lab.cluster import Lab, Wish
@@ -71,6 +71,8 @@ class _Steps:
 def run(name: str, wish: Wish) -> int:
     """The demo; 0 if all was answered as it should be and no request failed."""
     console = Console(highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
     files = LabFiles(name or _NAME)
     if not name:
         # The demo's own lab: one that was killed must not stand in the next one's way.
@@ -240,16 +242,17 @@ def _scale(console: Console, lab: Lab) -> bool:
         return True
     workload, service = subject.workload, subject.service
     more = workload.replicas + _MORE_PODS
+    stations = (more, 1, workload.replicas) if workload.replicas > 1 else (more, 1)
     _title(
         console,
-        f"{workload.namespace}/{workload.name} scaled to {more}, to 1, to {workload.replicas},"
+        f"{workload.namespace}/{workload.name} scaled to {', to '.join(map(str, stations))},"
         f" while pods of {len(senders)} nodes ask {service.namespace}/{service.name}",
     )
     places = [lab.files.pod_netns(pod.namespace, pod.name) for pod in senders]
     load = Load(places, subject.port.protocol, subject.addresses)
     with _Steps(console) as steps:
         try:
-            for replicas in (more, 1, workload.replicas):
+            for replicas in stations:
                 time.sleep(_STEADY_SECONDS)
                 words = f"{replicas} pod{'s' * (replicas > 1)}: "
                 change.scale(lab.files, workload, replicas, _prefixed(words, steps.say))
