@@ -9,9 +9,11 @@ Must not know what is right: the tables of the tests say it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, socket
 from typing import Any
 
 from scapy.layers.l2 import Ether
@@ -126,6 +128,7 @@ class Result:
             if self.frame != wanted:
                 failed += packets.differences(self.frame, wanted)
                 failed += [f"wanted {packets.shown(wanted)}"]
+        if self.frame != self.given and verdict.action != "DROP":
             failed += [f"wrong checksum: {w}" for w in packets.wrong_checksums(self.frame)]
         assert not failed, "\n".join(
             [
@@ -407,6 +410,21 @@ class Node:
         frame = self._frame(packet, bytes(6), world.OVERLAY_MAC)
         return self.run("to_overlay", self.overlay, frame, setup)
 
+    @contextmanager
+    def socket(self, protocol: str, port: int) -> Iterator[None]:
+        """A socket of the node itself, bound to any address."""
+        kind = SOCK_STREAM if protocol == "tcp" else SOCK_DGRAM
+
+        def bind() -> socket:
+            made = socket(AF_INET if self.family is Family.V4 else AF_INET6, kind)
+            made.bind(("", port))
+            if protocol == "tcp":
+                made.listen()
+            return made
+
+        with self._sandbox.do(bind):
+            yield
+
     @property
     def uplink(self) -> int:
         return world.UPLINK if self.name == "here" else world.UPLINK_THERE
@@ -415,7 +433,14 @@ class Node:
     def overlay(self) -> int:
         return world.OVERLAY if self.name == "here" else world.OVERLAY_THERE
 
-    def run(self, hook: str, device: int, frame: Frame, setup: Setup | None = None) -> Result:
+    def run(
+        self,
+        hook: str,
+        device: int,
+        frame: Frame,
+        setup: Setup | None = None,
+        gso_size: int = 0,
+    ) -> Result:
         """One frame through one hook of a device, prepared by a prelude if need be."""
         program = hook if hook == "from_pod_l2" else f"{hook}_{self.family:d}"
         if setup is not None:
@@ -424,7 +449,7 @@ class Node:
         family = Family.V4 if hook == "from_pod_l2" else self.family
         before = self.drops(family)
         outcome = self._sandbox.do(
-            lambda: self._runner.run(program, frame, ifindex=device)
+            lambda: self._runner.run(program, frame, ifindex=device, gso_size=gso_size)
         )
         assert outcome.retval not in (prelude.FAILED_SETUP, prelude.FAILED_CALL), (
             f"the prelude failed: {outcome.retval:#x}"
