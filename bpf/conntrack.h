@@ -11,6 +11,10 @@
 
 #define NSEC 1000000000ULL
 
+/* How often a packet looks after the other half of its flow: about every tenth of a second. */
+#define CHECK_SHIFT 20
+#define CHECK_TICKS 100
+
 static __always_inline void ct_original_key(const struct flow *f, struct flow_key *key)
 {
 	__builtin_memset(key, 0, sizeof(*key));
@@ -81,15 +85,45 @@ static __always_inline void ct_set_state(struct flow *f, struct flow_key *other,
 }
 
 /*
+ * Sees that the other half of f stands, and puts it back if the kernel evicted
+ * it. Looking it up also keeps it from being the next to be evicted. If
+ * another flow has taken its tuple, this one can't go on.
+ */
+static __always_inline int ct_keep_other(struct flow *f, struct scratch *s)
+{
+	struct flow_key *key = &s->packet.other;
+	struct flow *half, *copy = &s->draft.flow;
+
+	if (f->flags & FLOW_REPLY)
+		ct_original_key(f, key);
+	else
+		ct_reply_key(f, key);
+	half = flows.lookup(key);
+	if (!half) {
+		*copy = *f;
+		copy->flags ^= FLOW_REPLY;
+		copy->packets = 0;
+		copy->bytes = 0;
+		/* refused if another CPU was faster, or a new flow has it: seen next time */
+		flows.insert(key, copy);
+		return 0;
+	}
+	return ct_same_original(half, f) ? 0 : -DROP_NO_FLOW;
+}
+
+/*
  * Accounts a packet to its flow. Two CPUs may carry one flow, so counts are
  * close, not exact; service counters are exact.
  */
-static __always_inline void ct_touch(struct flow *f, struct packet *p)
+static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 {
+	struct packet *p = &s->packet;
 	bool reply = f->flags & FLOW_REPLY;
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tick = now >> CHECK_SHIFT;
 	__u8 bits = 0;
 
-	f->last_seen = bpf_ktime_get_ns();
+	f->last_seen = now;
 	f->packets++;
 	f->bytes += p->length;
 	if (reply)
@@ -100,6 +134,10 @@ static __always_inline void ct_touch(struct flow *f, struct packet *p)
 		bits |= FLOW_RESET;
 	if (bits)
 		ct_set_state(f, &p->other, bits);
+	if (tick - f->checked < CHECK_TICKS)
+		return 0;
+	f->checked = tick;
+	return ct_keep_other(f, s);
 }
 
 /* A flow as its first packet shows it, untranslated. */
@@ -115,6 +153,7 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
 	f->client_port = f->source_port = p->tuple.sport;
 	f->frontend_port = f->backend_port = p->tuple.dport;
 	f->last_seen = now;
+	f->checked = now >> CHECK_SHIFT;
 }
 
 /*
