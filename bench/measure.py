@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-ROUNDS = 15
+ROUNDS = 25
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from bench import load, ours, topology
 from bench.load import Target
 from bench.measure import Figures, Goal, Result, alternate, pick
 
-STREAM_SECONDS, REQUEST_SECONDS = 0.5, 0.5
+STREAM_SECONDS, REQUEST_SECONDS = 0.3, 0.3
 THROUGHPUT = Goal("ratio", at_least=0.97)
 LATENCY = Goal("ratio", at_most=1.02)
 

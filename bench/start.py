@@ -6,7 +6,6 @@ The bpffs is the bench's own, in a folder that is taken away again.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 import time
@@ -14,10 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataplane.kernel.loader import Datapath
-
 from bench.measure import Goal, Result
-from dataplane.kernel import bundle, compiler, loader
+from dataplane.agent.config import DEFAULT_SIZES
+from dataplane.kernel import compiler, loader
 
 ROUNDS = 5
 
@@ -56,10 +54,8 @@ def loading() -> list[Result]:
 
 
 def load(path: Path, pins: Path) -> None:
-    """What a node's start does with its bundle, at the default sizes."""
-    datapath: Datapath = loader.load(bundle.read(path), pins, {})
-    for fd in (*datapath.maps.values(), *datapath.programs.values()):
-        os.close(fd)
+    """What a node's start does with its bundle, at the sizes that it has by default."""
+    loader.load(path, pins, DEFAULT_SIZES).close()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tests import allowed_skips
 
 TESTS = Path(__file__).parent
 LEVELS = ("unit", "program", "network", "cluster", "vm")
+EMULATED = "PODLANE_EMULATED" in os.environ  # tests/vm/guest.sh says so
 IN_CI = os.environ.get("CI") == "true"
 
 # No deadlines: a machine under emulation is slow for reasons that no test is about.
@@ -31,10 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Load programs and make namespaces only as root."""
+    """Load programs and make namespaces only as root; take times only on a real CPU."""
     needs_root = any(item.get_closest_marker(level) for level in ("program", "network"))
     if needs_root and os.geteuid() != 0:
         pytest.skip("needs root: it loads BPF programs or makes network namespaces")
+    if item.get_closest_marker("speed") and EMULATED:
+        pytest.skip("the CPU is emulated: its times say nothing")
 
 
 def _note_skip(where: str, longrepr: object) -> None:

@@ -57,7 +57,7 @@ venv_done=no
 
 say "this will change:"
 [[ ${#missing[@]} -eq 0 ]] || say "  this machine (needs root): apt-get install ${missing[*]}"
-[[ $venv_done == yes ]] || say "  this checkout: a .venv with $(grep -c '==' requirements.lock) PyPI packages (about 200 MB), and the podlane command in it"
+[[ $venv_done == yes ]] || say "  this checkout: a .venv with $(grep -c '==' requirements.lock) PyPI packages (about 350 MB), and the podlane command in it"
 say "it takes one to four minutes, most of it downloads; the next call does nothing"
 
 if [[ ${#missing[@]} -gt 0 ]]; then

@@ -107,11 +107,23 @@ def _type(table: Table, c_type: str) -> tuple[Pack, Parse]:
     if kind != "struct":
         return _U32.pack, lambda data: _U32.unpack(data)[0]
     layout = abi(table.family or Family.V4).struct(name)
+    if name == "addr":
+        return _address_codec(table, layout)
     if name in _ADDRESSES:
         return _build(table, layout, None)
     if name not in _ROWS:
         raise Contradiction(f"table {table.pin}", f"no row class for struct {name}")
     return _build(table, layout, _ROWS[name])
+
+
+def _address_codec(table: Table, layout: Struct) -> tuple[Pack, Parse]:
+    def pack(address: Any) -> bytes:
+        try:
+            return _packed(layout.size, address)
+        except (ValueError, AttributeError) as error:
+            raise Contradiction(f"table {table.pin}", str(error)) from None
+
+    return pack, IPv4Address if table.family is Family.V4 else IPv6Address
 
 
 def _build(table: Table, layout: Struct, row: type | None) -> tuple[Pack, Parse]:

@@ -97,7 +97,7 @@ def parse(text: str) -> Header:
         structs=structs,
         enums=enums,
         texts={name: _CONTINUED.sub(" ", said).strip() for name, said in _VALUE.findall(text)},
-        constants={name: int(value, 0) for name, value in _DEFINE.findall(text)},
+        constants=defines(text),
     )
 
 
@@ -118,6 +118,11 @@ def _expression(node: Any, c_ast: Any) -> str:
     if isinstance(node, c_ast.BinaryOp):
         return f"({_expression(node.left, c_ast)} {node.op} {_expression(node.right, c_ast)})"
     return str(node.name if isinstance(node, c_ast.ID) else node.value)
+
+
+def defines(text: str) -> Mapping[str, int]:
+    """`#define NAME NUMBER`, the last of a name's."""
+    return {name: int(value, 0) for name, value in _DEFINE.findall(text)}
 
 
 def maps(text: str) -> Mapping[str, MapDeclaration]:

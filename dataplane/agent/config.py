@@ -18,12 +18,33 @@ from typing import Any, TypeVar
 
 import yaml
 
+from dataplane.agent.facts import check_ranges
 from dataplane.model.errors import BadInput
-from dataplane.model.net import IPAddress, IPNetwork, family_of
+from dataplane.model.net import IPAddress, IPNetwork
 
 T = TypeVar("T")
 
 MODES = ("vxlan", "native")
+# Entries by map; maps with an entry a family have that many each. Room for 10,000 Services
+# with 10 endpoints each, 5,000 nodes, and 128 Ki flows.
+DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
+    {
+        "uplinks": 64,
+        "endpoints": 1024,
+        "endpoint_counters": 1024,
+        "routes": 16384,
+        "peers": 16384,
+        "frontends": 65536,
+        "services": 32768,
+        "service_counters": 32768,
+        "slots": 262144,
+        "backends": 131072,
+        "backend_counters": 131072,
+        "names": 65536,
+        "flows": 131072,
+        "fragments": 4096,
+    }
+)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[^\s/:]{1,15}")
 _MTU_MIN, _MTU_MAX = 1280, 65535
@@ -51,7 +72,7 @@ class Config:
     mtu: int = 0
     api_server: str = ""
     kubeconfig: str = ""
-    map_sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    map_sizes: Mapping[str, int] = field(default_factory=lambda: DEFAULT_SIZES)
     cni_bin_dir: Path = Path("/opt/cni/bin")
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     run_dir: Path = Path("/run/podlane")
@@ -112,14 +133,9 @@ def parse(document: object, source: str, *, node_name: str = "") -> Config:
 
 
 def _refuse_contradictions(config: Config, source: str) -> None:
-    families = [family_of(cidr) for cidr in config.pod_cidrs]
-    if len(set(families)) != len(families):
-        raise BadInput(f"config {source}: podCIDRs", "more than one range of a family")
+    if config.pod_cidrs:
+        check_ranges(config.pod_cidrs, f"config {source}")
     for cidr in config.pod_cidrs:
-        if cidr.num_addresses < 4:
-            raise BadInput(
-                f"config {source}: podCIDRs", f"{cidr} has no room for a router and a pod"
-            )
         for other in config.service_cidrs:
             if cidr.version == other.version and cidr.overlaps(other):
                 raise BadInput(
@@ -212,7 +228,7 @@ def _sizes(value: object) -> Mapping[str, int]:
     for name, size in value.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
             raise ValueError(f"{name}: must be a number of entries, not {size!r}")
-    return MappingProxyType({_text(name): size for name, size in value.items()})
+    return MappingProxyType({**DEFAULT_SIZES, **{_text(n): size for n, size in value.items()}})
 
 
 def _path(value: object) -> Path:

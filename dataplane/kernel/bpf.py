@@ -47,6 +47,9 @@ PROG_SCHED_CLS = 3
 ANY, NOEXIST = 0, 1
 READ_ONLY = 8
 
+# flags of map_create
+NO_PREALLOC = 1
+
 # log levels of prog_load
 LOG_FIRST_PATH, LOG_ALL, LOG_STATS = 1, 2, 4
 

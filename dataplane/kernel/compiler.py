@@ -27,7 +27,10 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -113,39 +116,38 @@ def _compiler_version() -> str | None:
 
 
 # ---- the child ----
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """One family's share of a bundle. error: what CompileError is made of, if it failed."""
+
+    maps: tuple[MapSpec, ...] = ()
+    programs: tuple[Program, ...] = ()
+    log: str = ""
+    error: tuple[str, str, str, str] | None = None
+
+
 def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, str]:
     """Compile and verify all programs of both families; the bundle and the whole log."""
     compiler = _compiler_version()
     if compiler is None:
         raise BadEnvironment("bcc", "not installed", "apt-get install python3-bpfcc")
     text = source.inline(sources / source.MAIN)
-    declared, types = header.maps(text), source.program_types(text)
     maps: dict[str, MapSpec] = {}
     programs: list[Program] = []
     log = ""
-    for family in FAMILIES:
-        module, output = _compile(text, family, options, sources)
-        log += output
-        pins: dict[int, str] = {}
-        for name, declaration in declared.items():
-            fd = module[name].map_fd
-            spec = _map_spec(name, family if declaration.per_family else 0, fd)
+    with ProcessPoolExecutor(len(FAMILIES), get_context("fork")) as workers:
+        jobs = [workers.submit(_family, text, f, dict(options), sources) for f in FAMILIES]
+    for compiled in (job.result() for job in jobs):
+        if compiled.error is not None:
+            raise CompileError(*compiled.error)
+        for spec in compiled.maps:
             if maps.setdefault(spec.pin, spec) != spec:
-                raise CompileError(name, "shared map whose shape differs between the families")
-            pins[fd] = spec.pin
-        for index in range(_library().bpf_num_functions(module.module)):
-            hook = _library().bpf_function_name(module.module, index).decode()
-            if hook in BOTH_FAMILIES and family != FAMILIES[0]:
-                continue
-            if hook not in types:
-                raise CompileError(hook, "not `int NAME(struct CONTEXT *…)` of a known context")
-            program, output = _program(module, hook, family, types[hook], pins, sources)
-            programs.append(program)
-            log += output
-    abi = int((re.search(r"^#define ABI_VERSION (\d+)", text, re.M) or _no_version())[1])
+                raise CompileError(spec.name, "shared map whose shape differs between the families")
+        programs += compiled.programs
+        log += compiled.log
     return Bundle(
         fingerprint=fingerprint(sources, options, compiler),
-        abi=abi,
+        abi=header.defines(text)["ABI_VERSION"],
         compiler=compiler,
         options=dict(options),
         maps=tuple(maps[pin] for pin in sorted(maps)),
@@ -154,20 +156,39 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
     ), log
 
 
-def _no_version() -> re.Match[str]:
-    raise CompileError("bpf/abi.h", "does not define ABI_VERSION")
+def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -> _Compiled:
+    types = source.program_types(text)
+    maps: dict[int, MapSpec] = {}
+    programs: list[Program] = []
+    try:
+        module, log = _compile(text, family, options, sources)
+        for name, declaration in header.maps(text).items():
+            fd = module[name].map_fd
+            maps[fd] = _map_spec(name, family if declaration.per_family else 0, fd)
+        for index in range(_library().bpf_num_functions(module.module)):
+            hook = _library().bpf_function_name(module.module, index).decode()
+            if hook in BOTH_FAMILIES and family != FAMILIES[0]:
+                continue
+            if hook not in types:
+                raise CompileError(hook, "not `int NAME(struct CONTEXT *…)` of a known context")
+            program, output = _program(module, hook, family, types[hook], maps, sources)
+            programs.append(program)
+            log += output
+    except CompileError as error:
+        return _Compiled(error=(error.what, error.why, error.next_step, error.log))
+    return _Compiled(tuple(maps.values()), tuple(programs), log)
 
 
 def check_headers(folder: Path) -> list[CompileError]:
     """Compile each header alone, for both families; what does not."""
-    failures = []
+    failures: dict[str, CompileError] = {}  # one header's fault shows in all that include it
     for path in sorted(folder.glob("*.h")):
         try:
             for family in FAMILIES:
                 _compile(source.inline(path), family, {}, folder)
         except CompileError as error:
-            failures.append(error)
-    return failures
+            failures.setdefault(str(error), error)
+    return list(failures.values())
 
 
 def _bcc(sources: Path) -> Any:
@@ -192,17 +213,21 @@ def _flags(family: int, options: Mapping[str, str]) -> list[str]:
 def _compile(text: str, family: int, options: Mapping[str, str], sources: Path) -> tuple[Any, str]:
     bcc = _bcc(sources)
     with _captured() as output:
+
+        def shown() -> str:
+            return output().replace(f"{sources.resolve().parent}/", "")
+
         try:
             module = bcc.BPF(text=text.encode(), cflags=_flags(family, options))
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more special
-            log = output() or str(error)
+            log = shown() or str(error)
             reason = verifier.diagnostic(log)
             raise CompileError(
                 reason.where or f"{sources.name}/{source.MAIN} (family {family})",
                 reason.text,
                 log=log,
             ) from None
-        return module, output()
+        return module, shown()
 
 
 def _program(
@@ -210,7 +235,7 @@ def _program(
     hook: str,
     family: int,
     type_: tuple[int, int],
-    pins: Mapping[int, str],
+    maps: Mapping[int, MapSpec],
     sources: Path,
 ) -> tuple[Program, str]:
     name = hook if hook in BOTH_FAMILIES else f"{hook}_{family}"
@@ -221,7 +246,7 @@ def _program(
     for index in range(len(instructions) // 8):
         opcode, registers, _, immediate = struct.unpack_from("<BBhi", instructions, index * 8)
         if (opcode, registers >> 4) == _LOAD_MAP_FD:
-            relocations.setdefault(pins[immediate], []).append(index)
+            relocations.setdefault(maps[immediate].pin, []).append(index)
             struct.pack_into("<i", instructions, index * 8 + 4, 0)
     return Program(
         name=name,

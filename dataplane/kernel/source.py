@@ -47,28 +47,30 @@ def digest(folder: Path) -> str:
 def inline(path: Path, seen: set[Path] | None = None) -> str:
     """The file's text with each own header put in where it is first included.
 
+    `#line` names absolute paths: then the compiler finds the lines, and puts their text
+    into the program's line information.
+
     Raises:
         CompileError: an own header is not there.
     """
     seen = set() if seen is None else seen
     path = path.resolve()
     seen.add(path)
-    shown = f"{path.parent.name}/{path.name}"
-    out = [f'#line 1 "{shown}"']
+    out = [f'#line 1 "{path}"']
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         include = _OWN_INCLUDE.match(line)
         if not include:
             out.append(line)
             if line in _RESTARTS:
-                out.append(f'#line {number + 1} "{shown}"')
+                out.append(f'#line {number + 1} "{path}"')
             continue
         header = (path.parent / include.group(1)).resolve()
         if not header.exists():
             why = f"no such file: {include.group(1)}\n\t{line.strip()}"
-            raise CompileError(f"{shown}:{number}", why)
+            raise CompileError(f"{path.parent.name}/{path.name}:{number}", why)
         if header not in seen:
             out.append(inline(header, seen).rstrip("\n"))
-        out.append(f'#line {number + 1} "{shown}"')
+        out.append(f'#line {number + 1} "{path}"')
     return "\n".join(out) + "\n"
 
 

@@ -18,7 +18,7 @@ _DIAGNOSTIC = re.compile(r"^(?P<where>[^\s:]+:\d+):\d+: (?:fatal )?error: (?P<wh
 _INCLUDED = re.compile(r"^In file included from (?P<where>[^:]+:\d+):$")
 _PROCESSED = re.compile(r"^processed (\d+) insns", re.M)
 _STACK = re.compile(r"^stack depth (\d+(?:\+\d+)*)", re.M)
-_SOURCE_LINE = re.compile(r"^;.* @ (?P<where>\S+:\d+)$")
+_SOURCE_LINE = re.compile(r"^;\s*(?P<text>.*?)\s*(?:@ (?P<where>\S+:\d+))?$")
 _INSTRUCTION = re.compile(r"^\d+: \([0-9a-f]{2}\) ")
 _STATE = re.compile(r"^(from )?\d+( to \d+)?: |^R\d|^frame\d|^(last_idx|regs=|parent|mark_precise)")
 _STATISTICS = ("verification time", "stack depth", "processed ", "func#", "max_states")
@@ -63,23 +63,43 @@ def _included_from(lines: Sequence[str]) -> str:
 
 
 def rejection(log: str, sources: Path | None = None) -> Reason:
-    """The verifier's reason: the line before its statistics, and the source line last walked."""
+    """The verifier's reason, and the source line that it walked last.
+
+    Kernels before 6.8 log a source line's text only; where that text stands once in
+    the sources, its place is known all the same.
+    """
     lines = [line for line in log.splitlines() if line.strip()]
     while lines and lines[-1].startswith(_STATISTICS):
         lines.pop()
-    where = instruction = ""
+    where = text = instruction = ""
     reasons: list[str] = []
     for line in lines:
         if match := _SOURCE_LINE.match(line):
-            where, reasons = match["where"], []
+            if match["text"] or not match["where"]:
+                text, where = match["text"], match["where"] or ""
+            reasons = []
         elif _INSTRUCTION.match(line):
             instruction, reasons = line.split(";")[0].strip(), []
-        elif line.startswith(";"):
-            where, reasons = line[1:].strip() or where, []
-        elif not _STATE.match(line) or "invalid" in line or "!" in line:
+        elif not _STATE.match(line):
             reasons.append(line.strip())
     why = reasons[0] if reasons else (lines[-1] if lines else "no reason given")
-    return _reason(where, why, instruction, sources)
+    if not text:
+        return Reason("", why, instruction)
+    places = _places(text, where, sources) if sources else []
+    return Reason(places[0] if len(places) == 1 else where, why, text)
+
+
+def _places(text: str, where: str, sources: Path) -> list[str]:
+    """file:line of each line of the sources that has this text, in the named file if one is."""
+    name, _, number = where.rpartition(":")
+    if name:
+        return [f"{sources.name}/{name}:{number}"]
+    return [
+        f"{sources.name}/{path.name}:{place}"
+        for path in sorted(sources.glob("*.[ch]"))
+        for place, line in enumerate(path.read_text().splitlines(), start=1)
+        if line.strip() == text
+    ]
 
 
 def statistics(log: str) -> tuple[int, int]:
@@ -87,12 +107,3 @@ def statistics(log: str) -> tuple[int, int]:
     processed, stack = _PROCESSED.findall(log), _STACK.findall(log)
     depth = sum(int(part) for part in stack[-1].split("+")) if stack else 0
     return (int(processed[-1]) if processed else 0), depth
-
-
-def _reason(where: str, why: str, instruction: str, sources: Path | None) -> Reason:
-    name, _, number = where.rpartition(":")
-    if sources is None or not number.isdigit() or not (sources / name).exists():
-        return Reason(where, why, instruction)
-    lines: Sequence[str] = (sources / name).read_text().splitlines()
-    line = lines[int(number) - 1].strip() if 0 < int(number) <= len(lines) else ""
-    return Reason(f"{sources.name}/{name}:{number}", why, line)

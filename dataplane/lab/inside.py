@@ -25,7 +25,7 @@ _NODE_VIEW = (
 )
 
 
-def require_tools() -> None:
+def require() -> None:
     """Raises BadEnvironment for the first program that is missing."""
     for tool, package in TOOLS.items():
         if shutil.which(tool) is None:

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dataplane.model.errors import BadEnvironment, BadInput
 
@@ -174,24 +172,11 @@ def mount(kind: str, folder: Path, *options: str) -> None:
         raise BadEnvironment(f"{kind} at {folder}", words[0])
 
 
-def write_record(files: LabFiles, record: Mapping[str, Any]) -> None:
-    """Write what the lab is, in one step."""
-    write_whole(files.record, json.dumps(record, indent=1))
-
-
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that its readers see all of the old text or all of the new."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
-
-
-def read_record(files: LabFiles) -> dict[str, Any] | None:
-    """What `write_record` wrote last; None if the lab is not there or only half made."""
-    try:
-        return dict(json.loads(files.record.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
 
 
 def destroy(files: LabFiles) -> None:

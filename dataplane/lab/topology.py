@@ -14,11 +14,11 @@ for `ip -batch`, so that what is done can be read and repeated by hand. Must not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
+from dataplane.model.objects import Node
 
 UNDERLAY, OUTSIDE = "underlay", "outside"
 
@@ -36,18 +36,6 @@ _ROUTE_MARK = 108
 """Protocol number of the routes that follow the Services, so that they can be replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodePlace:
-    """A node on the underlay: its name and its addresses, the first of a family primary."""
-
-    name: str
-    addresses: tuple[IPAddress, ...]
-
-    def address(self, family: Family) -> IPAddress | None:
-        """Its primary address of a family."""
-        return next((a for a in self.addresses if family_of(a) is family), None)
-
-
 def node_address(number: int, family: Family) -> IPAddress:
     """The address of the n-th node (from 1) of a lab."""
     return NODE_NETWORKS[family][_FIRST_NODE + number - 1]
@@ -59,7 +47,7 @@ def outside_address(family: Family) -> IPAddress:
 
 
 def underlay_commands(
-    nodes: Sequence[NodePlace], families: Sequence[Family], netns: Callable[[str], Path]
+    nodes: Sequence[Node], families: Sequence[Family], netns: Callable[[str], Path]
 ) -> list[str]:
     """What makes the underlay, and hands each node and `outside` its end of a cable."""
     lines = ["link set lo up", "link add br0 type bridge mcast_snooping 0"]
@@ -87,7 +75,7 @@ def underlay_commands(
 
 
 def node_commands(
-    node: NodePlace, nodes: Sequence[NodePlace], families: Sequence[Family]
+    node: Node, nodes: Sequence[Node], families: Sequence[Family]
 ) -> list[str]:
     """A node's uplink: its addresses, the other nodes on the same link, the default route."""
     lines = ["link set lo up", "link set eth0 up"]
@@ -117,7 +105,7 @@ def outside_commands(families: Sequence[Family]) -> list[str]:
 
 
 def service_route_commands(
-    nodes: Sequence[NodePlace], entries: Mapping[IPAddress, str], family: Family
+    nodes: Sequence[Node], entries: Mapping[IPAddress, str], family: Family
 ) -> list[str]:
     """Routes of the underlay, of one family, for addresses that nodes answer for.
 
@@ -127,9 +115,9 @@ def service_route_commands(
     places = {node.name: node for node in nodes}
     lines = [f"route flush proto {_ROUTE_MARK}"]
     for address in sorted(a for a in entries if family_of(a) is family):
-        hop = places[entries[address]].address(family)
-        if hop is not None:
-            lines.append(f"route replace {address} via {hop} dev br0 onlink proto {_ROUTE_MARK}")
+        hops = [a for a in places[entries[address]].addresses if family_of(a) is family]
+        if hops:
+            lines.append(f"route replace {address} via {hops[0]} dev br0 onlink proto {_ROUTE_MARK}")
     return lines
 
 

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Protocol
 
 import yaml
 
@@ -27,6 +28,8 @@ class _Loader(yaml.CSafeLoader):
     """YAML as Kubernetes reads it: a date is a string, `1:20` is one too."""
 
 
+_DEEPEST = 500
+_DEEP_LINE = re.compile(rf"^[ ?-]{{{_DEEPEST // 2}}}", re.MULTILINE)
 _INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]*|0o[0-7]+|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -43,6 +46,13 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(
         _PREFIX + _name, re.compile(f"^(?:{_pattern.pattern})$"), list(_first)
     )
+
+
+class _Mark(Protocol):
+    """A position, from 0; PyYAML has a class of it in Python and one in C."""
+
+    line: int
+    column: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,11 @@ class Document:
             if node is None:
                 break
             mark = (key or node).start_mark
-        return f"{self.file}:{mark.line + 1}:{mark.column + 1}"
+        return _at(self.file, mark)
+
+
+def _at(file: str, mark: _Mark | None) -> str:
+    return f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
 
 
 def _child(node: yaml.Node, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
@@ -113,7 +127,43 @@ def parse(file: str, text: str) -> Iterator[Document]:
         ) from None
 
 
+def _refuse_depth(file: str, text: str) -> None:
+    """libyaml's reader calls itself for each level and crashes when the stack ends.
+
+    Levels are opened by brackets, or by spaces, dashes and question marks before the
+    first word of a line: few of these, and there is nothing to count.
+    """
+    brackets = text.count("[") + text.count("{")
+    if brackets < _DEEPEST // 2 and not _DEEP_LINE.search(text):
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                raise BadInput(_at(file, event.start_mark), "is nested too deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 def _parse_yaml(file: str, text: str) -> Iterator[Document]:
+    try:
+        _refuse_depth(file, text)
+        yield from _load(file, text)
+    except yaml.MarkedYAMLError as error:
+        where = _at(file, error.problem_mark or error.context_mark)
+        raise BadInput(
+            where, _yaml_reason(error), "correct it there or in the line before"
+        ) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        where = f"{file}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise BadInput(where, "has a character that YAML does not allow") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise BadInput(file, f"does not parse as YAML: {error}") from None
+
+
+def _load(file: str, text: str) -> Iterator[Document]:
     loader = _Loader(text)
     try:
         while loader.check_node():
@@ -124,18 +174,6 @@ def _parse_yaml(file: str, text: str) -> Iterator[Document]:
             data = loader.construct_document(node)
             if data is not None:
                 yield Document(file, text, data, node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        raise BadInput(
-            where, _yaml_reason(error), "correct it there or in the line before"
-        ) from None
-    except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        where = f"{file}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
-        raise BadInput(where, "has a character that YAML does not allow") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise BadInput(file, f"does not parse as YAML: {error}") from None
     finally:
         loader.dispose()
 

@@ -261,3 +261,23 @@ def test_a_flow_with_one_half_evicted_says_which_one_is_left() -> None:
     rows = {row.protocol: row for row in flows.rows(node(), NOW_NS)}
     assert rows["UDP"].halves == "reply"
     assert rows["ICMP"].halves == "both"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_narrow_terminal_folds_cells_and_cuts_none(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    view, rows = VIEWS[name]
+    screen = Terminal()
+    render.show(view, rows(node()), "table", screen, io.StringIO())
+    assert "…" not in screen.getvalue()
+    assert max(map(len, screen.getvalue().splitlines())) <= 60

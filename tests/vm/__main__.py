@@ -43,14 +43,16 @@ def _tail(path: Path) -> str:
     return "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
 
 
-def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
-    """A run in words, and whether it is as it should be."""
+def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, report.Comparison]:
+    """A run in words, and what was found."""
     name = run.kernel.name
     if run.junit is None:
         why = f"ran out of its {limit / 60:g} minutes" if run.timed_out else "ended early"
         log = run.results / ("console.log" if run.booted is None else "pytest.log")
-        return f"{name:8} FAILED: the guest {why}; the end of {log}:\n{_tail(log)}", False
-    found = report.compare(host, run.junit.read_text(encoding="utf-8"), allowed_skips.load())
+        words = f"{name:8} FAILED: the guest {why}; the end of {log}:\n{_tail(log)}"
+        return words, report.Comparison(passed=0, missing=tuple(host))
+    junit = run.junit.read_text(encoding="utf-8")
+    found = report.compare(host, junit, allowed_skips.load())
     skips = ", ".join(f"{count} for want of {word}" for word, count in found.named_skips.items())
     unnamed = found.unnamed_skips.items()
     lines = [
@@ -58,20 +60,22 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, bool]:
         f"{f', skipped {skips}' if skips else ''}, {len(found.failed)} failed"
         f"  (Linux {run.release}; booted in {run.booted:.0f} s, {run.seconds:.0f} s in all)"
     ]
+    if walked := report.verified(junit):
+        lines.append(f"    verified: {', '.join(f'{k} {v}' for k, v in walked.items())}")
     lines += [f"    failed: {test}: {words}" for test, words in found.failed.items()]
     lines += [f"    skip not on the list: {test}: {why}" for test, why in unnamed]
     lines += [f"    not run: {test}" for test in found.missing]
     lines += [f"    not a test of this machine: {test}" for test in found.extra]
     if not found.ok:
         lines.append(f"  the end of {run.results}/pytest.log:\n{_tail(run.results / 'pytest.log')}")
-    return "\n".join(lines), found.ok
+    return "\n".join(lines), found
 
 
 def main() -> int:
     """Run the kernels that the command line names; 0 if each is as it should be."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="6.1, 6.12 or newest")
-    parser.add_argument("--minutes", type=float, default=15, help="time limit of one kernel")
+    parser.add_argument("--minutes", type=float, default=20, help="time limit of one kernel")
     options = parser.parse_args()
     names = options.kernels or list(kernels.SOURCES)
     limit = options.minutes * 60
@@ -95,14 +99,16 @@ def main() -> int:
     def run(kernel: kernels.Kernel) -> machine.Run:
         return machine.run_tests(kernel, SELECTION, build / "vm" / kernel.name, limit)
 
-    good = 0
+    found = []
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         for done in pool.map(run, guests):
-            words, ok = _judge(done, host, limit)
+            words, comparison = _judge(done, host, limit)
             print(words, flush=True)
-            good += ok
-    print(f"kernels: {good} passed, {len(guests) - good} failed")
-    return 0 if good == len(guests) else 1
+            found.append(comparison)
+    skipped = sum(comparison.named_skips.total() for comparison in found)
+    wrong = sum(comparison.wrong for comparison in found)
+    print(f"{sum(c.passed for c in found)} passed, {wrong} failed, {skipped} skipped")
+    return 0 if all(comparison.ok for comparison in found) else 1
 
 
 if __name__ == "__main__":

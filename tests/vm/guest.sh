@@ -30,7 +30,7 @@ ip link set lo up
 
 # /run is in memory; /tmp may hold the checkout, and is then read-only.
 mkdir -p /run/tests
-export HOME=/run/tests TMPDIR=/run/tests PYTHONDONTWRITEBYTECODE=1
+export HOME=/run/tests TMPDIR=/run/tests PYTHONDONTWRITEBYTECODE=1 PODLANE_EMULATED=1
 export HYPOTHESIS_STORAGE_DIRECTORY=/run/tests/hypothesis
 cut -d' ' -f1 /proc/uptime >"$results/booted"
 .venv/bin/pytest "$@" -p no:cacheprovider --tb=short --timeout="$seconds" \

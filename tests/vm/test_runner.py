@@ -9,7 +9,7 @@ import pytest
 
 from tests.allowed_skips import AllowedSkip, parse
 from tests.vm.kernels import KernelError, mirror, obtain
-from tests.vm.report import Comparison, compare, junit_name
+from tests.vm.report import Comparison, compare, junit_name, verified
 
 HOST = ["tests.program.test_a::test_x", "tests.program.test_a::test_y[1]"]
 ALLOWED = [AllowedSkip("redirect_peer", "this kernel's test run lacks redirect_peer")]
@@ -64,6 +64,11 @@ def test_a_failed_teardown_makes_a_passed_test_fail(order: int) -> None:
 
 def test_nothing_run_is_bad_even_if_nothing_was_expected() -> None:
     assert not compare([], junit(), ALLOWED).ok
+
+
+def test_verified_instructions_are_read_from_the_tests_properties() -> None:
+    facts = '<properties><property name="verified to_pod_4" value="1788"/></properties>'
+    assert verified(junit(case("test_x", facts))) == {"to_pod_4": 1788}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import IPAddress
 
 __all__ = [
+    "OUR_ROUTES",
     "Address",
     "Direction",
     "Filter",
@@ -40,9 +41,11 @@ __all__ = [
     "Neighbour",
     "NetlinkError",
     "Sysctls",
+    "Tc",
+    "open_netns",
 ]
 
-PROTOCOL = 0x70
+OUR_ROUTES = 0x70
 """Our mark on routes (rtm_protocol), so that ours can be told from others'."""
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -365,7 +368,7 @@ def _route_fields(route: KernelRoute) -> dict[str, object]:
         "table": _MAIN_TABLE,
         "type": _RTN_UNICAST,
         "scope": _SCOPE_LINK if link_scope else _SCOPE_UNIVERSE,
-        "proto": route.protocol or PROTOCOL,
+        "proto": route.protocol or OUR_ROUTES,
         "flags": _RTNH_F_ONLINK if route.onlink else 0,
     }
 

@@ -55,6 +55,16 @@ class KernelRoute:
     mtu: int = 0
     protocol: int = 0
 
+    def same_way(self, other: KernelRoute) -> bool:
+        """Whether a packet can't tell the two apart."""
+        return (self.destination, self.index, self.gateway, self.source, self.mtu) == (
+            other.destination,
+            other.index,
+            other.gateway,
+            other.source,
+            other.mtu,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:

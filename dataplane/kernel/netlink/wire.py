@@ -41,7 +41,12 @@ Attrs = Iterable[tuple[str, object]]
 class _BpfOptions(sched_bpf.options):  # type: ignore[misc] # pyroute2 ships no types
     """cls_bpf's options as newer kernels have them: with tag and id of the program."""
 
-    nla_map = (*sched_bpf.options.nla_map, ("TCA_BPF_TAG", "hex"), ("TCA_BPF_ID", "uint32"))
+    nla_map = (
+        *sched_bpf.options.nla_map,
+        ("TCA_BPF_FLAGS_GEN", "uint32"),
+        ("TCA_BPF_TAG", "hex"),
+        ("TCA_BPF_ID", "uint32"),
+    )
 
 
 class _Tc(tcmsg):  # type: ignore[misc]

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The datapath of one node: loaded, filled from objects and facts, attached.
+
+What packets ask is there before what makes packets ask: maps are filled, then programs
+go on devices. A failure on the way takes away what this start made, and nothing else.
+Must not decide rows (core) or talk to users.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from dataplane.agent import node
+from dataplane.agent.config import Config
+from dataplane.agent.facts import (
+    GATEWAY_MAC,
+    GATEWAYS,
+    MASQUERADE_PORTS,
+    OVERLAY_MAC,
+    OVERLAY_PORT,
+    OVERLAY_VNI,
+    Facts,
+)
+from dataplane.agent.log import log
+from dataplane.agent.pods import Pods
+from dataplane.agent.tables import Tables
+from dataplane.cni.store import Store
+from dataplane.core import plan as tables_of
+from dataplane.core.desired import Desired, Limits, Settings
+from dataplane.core.plan import Key, Row
+from dataplane.core.routes import RouteFacts, Routes, make_routes
+from dataplane.kernel.compiler import compile_bundle
+from dataplane.kernel.hooks import Hooks
+from dataplane.kernel.loader import Datapath, load
+from dataplane.kernel.maps import Writer
+from dataplane.kernel.netlink import Links
+from dataplane.kernel.source import find_sources
+from dataplane.model.constants import NameKind, NodeFlag
+from dataplane.model.errors import TableFull
+from dataplane.model.net import Family, IPAddress
+from dataplane.model.objects import Batch, Kind, Node, Problem
+from dataplane.model.rows import NameKey, NameRow, NodeRow, PeerRow, Table, UplinkRow
+
+NODE = {family: Table("node", family) for family in Family}
+UPLINKS = {family: Table("uplinks", family) for family in Family}
+NOTHING: dict[Family, IPAddress] = {
+    family: type(gateway)(0) for family, gateway in GATEWAYS.items()
+}
+SERVICE_TABLES = (
+    tables_of.SERVICES,
+    tables_of.SLOTS,
+    tables_of.NAMES,
+    *tables_of.FRONTENDS.values(),
+    *tables_of.BACKENDS.values(),
+)
+
+
+class NodeDatapath:
+    """One node's maps, programs and pods, kept as objects and facts say."""
+
+    def __init__(
+        self, config: Config, facts: Facts, own: Node | None, links: Links, datapath: Datapath,
+        store: Store, undo: ExitStack,
+    ) -> None:  # fmt: skip
+        self._config, self._facts, self._links, self._store = config, facts, links, store
+        self._undo = undo
+        self._datapath = datapath
+        self._writer = Writer(datapath)
+        self._tables = Tables(datapath, self._writer)
+        self._hooks = Hooks(links.tc, datapath.programs)
+        self.pods = Pods(links, store, self._hooks, self._tables, facts)
+        self._nodes: dict[str, Node] = {}
+        self._nodes_changed = True
+        self._source_problems: tuple[Problem, ...] = ()
+        self._route_problems: tuple[Problem, ...] = ()
+        self._routes = Routes()
+        self._synced = False
+        self._up = False
+        adopted = {table: dict(self._tables.items(table)) for table in SERVICE_TABLES}
+        self._desired = Desired(self._settings(own), self._limits(), adopted)
+
+    @classmethod
+    @contextmanager
+    def bring_up(
+        cls, config: Config, facts: Facts, own: Node | None, links: Links, store: Store
+    ) -> Iterator[NodeDatapath]:
+        """Load, make devices, take over pods; `apply` and `finish` complete it.
+
+        Until `finish`, a failure undoes what was made here. Afterwards all stays.
+        """
+        began = time.monotonic()
+        bundle = compile_bundle(bundle_path())
+        with ExitStack() as undo, load(bundle, config.bpffs_dir, config.map_sizes) as datapath:
+            log(
+                "programs_loaded" if datapath.loaded else "programs_found",
+                seconds=round(time.monotonic() - began, 3),
+            )
+            made = node.make_devices(links, facts, undo)
+            self = cls(config, made, own, links, datapath, store, undo)
+            self._put_node()
+            for words in self.pods.adopt():
+                log("pod_adopted", change=words)
+            yield self
+
+    def finish(self) -> None:
+        """Programs on devices, settings, kernel routes, and the end of undoing: the node is up."""
+        for words in node.attach(self._links, self._store, self._hooks, self._facts, self._undo):
+            log("program_attached", place=words)
+        for name in node.apply_settings(self._links, self._store, self._facts, self._undo):
+            log("setting_changed", name=name)
+        self._put_kernel_routes()
+        self._up = True
+        self._datapath.settle()
+        self._undo.pop_all()
+
+    # -- objects -----------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> tuple[str, ...]:
+        """Take in a batch, write what changed; what is not served, in words."""
+        self._synced |= batch.synced
+        self._source_problems = batch.problems if batch.synced else self._source_problems
+        for key in batch.deletes:
+            if key.kind_name == Kind.NODE.value:
+                self._nodes_changed |= self._nodes.pop(key.name, None) is not None
+        for one in batch.upserts:
+            if isinstance(one, Node) and self._nodes.get(one.name) != one:
+                self._nodes[one.name] = one
+                self._nodes_changed = True
+        if self._synced and self._nodes_changed:
+            self._put_routes()
+            self._nodes_changed = False
+        self._desired.apply(batch)
+        plan = self._desired.plan(time.monotonic())
+        refused: tuple[TableFull, ...] = ()
+        if plan:
+            refused = self._writer.execute(plan)
+            log("tables_written", entries=plan.entries)
+        problems = {*self._source_problems, *self._route_problems, *self._desired.problems()}
+        problems.update(map(_no_room, refused))
+        return tuple(str(problem) for problem in sorted(problems))
+
+    def wake(self) -> float | None:
+        """When `apply` wants to be called though nothing changed (time.monotonic)."""
+        return self._desired.wake()
+
+    # -- rows ----------------------------------------------------------------------
+
+    def _put_node(self) -> None:
+        facts = self._facts
+        flags = NodeFlag.VXLAN if facts.overlay_index else NodeFlag(0)
+        if self._config.masquerade_all:
+            flags |= NodeFlag.MASQUERADE_ALL
+        low, high = MASQUERADE_PORTS
+        for family, table in NODE.items():
+            before = self._tables.get(table, 0)
+            # The seed stays: the other half of a flow is found again by it.
+            seed = before.hash_seed if isinstance(before, NodeRow) else 0
+            row = NodeRow(
+                router=facts.routers.get(family, NOTHING[family]),
+                gateway=GATEWAYS[family],
+                flags=int(flags),
+                overlay_ifindex=facts.overlay_index,
+                vni=OVERLAY_VNI,
+                hash_seed=seed or secrets.randbits(32) | 1,
+                masquerade_min=low,
+                masquerade_max=high,
+                vxlan_port=OVERLAY_PORT,
+                pod_mtu=facts.pod_mtu,
+                overlay_mac=OVERLAY_MAC,
+                gateway_mac=GATEWAY_MAC,
+            )
+            self._tables.put(table, {0: row})
+            self._tables.settle(
+                UPLINKS[family],
+                {
+                    uplink.index: UplinkRow(
+                        uplink.addresses.get(family, NOTHING[family]), uplink.mtu, uplink.mac
+                    )
+                    for uplink in facts.uplinks
+                },
+            )
+
+    def _put_routes(self) -> None:
+        routes = make_routes(self._route_facts(), self._nodes.values())
+        problems = list(routes.problems)
+        for family, table in tables_of.ROUTES.items():
+            rows: dict[Key, Row] = dict(routes.rows[family].items())
+            problems += map(_no_room, self._tables.settle(table, rows))
+        problems += map(_no_room, self._put_peers(routes))
+        self._route_problems = tuple(problems)
+        self._routes = routes
+        if self._up:
+            self._put_kernel_routes()
+
+    def _put_kernel_routes(self) -> None:
+        wanted = node.kernel_routes(self._facts, self._routes)
+        for words in node.settle_routes(self._links, wanted):
+            log("kernel_route_changed", change=words)
+
+    def _put_peers(self, routes: Routes) -> tuple[TableFull, ...]:
+        """Peers and their names; a node keeps its id as long as it is known."""
+        known = {
+            row.text: key.id
+            for key, row in self._tables.items(tables_of.NAMES)
+            if isinstance(key, NameKey) and isinstance(row, NameRow) and key.kind == NameKind.NODE
+        }
+        wanted = set(routes.peers.values())
+        ids = {name: number for name, number in known.items() if name in wanted}
+        number = max(known.values(), default=0)
+        for name in sorted(wanted - ids.keys()):
+            number += 1
+            ids[name] = number
+        self._tables.put(
+            tables_of.NAMES,
+            {NameKey(NameKind.NODE, number): NameRow(name) for name, number in ids.items()},
+        )
+        peers: dict[Key, Row] = {
+            address: PeerRow(ids[name]) for address, name in routes.peers.items()
+        }
+        refused = self._tables.settle(tables_of.PEERS, peers)
+        gone: list[Key] = [
+            NameKey(NameKind.NODE, number) for name, number in known.items() if name not in ids
+        ]
+        self._tables.drop(tables_of.NAMES, gone)
+        return refused
+
+    def _route_facts(self) -> RouteFacts:
+        config, facts = self._config, self._facts
+        cluster = config.cluster_cidrs or tuple(
+            sorted(
+                {cidr for one in self._nodes.values() for cidr in one.pod_cidrs}
+                | set(facts.pod_cidrs),
+                key=lambda cidr: (cidr.version, cidr.network_address, cidr.prefixlen),
+            )
+        )
+        return RouteFacts(
+            node=facts.name,
+            vxlan=bool(facts.overlay_index),
+            addresses=node.own_addresses(self._links, facts),
+            pod_cidrs=facts.pod_cidrs,
+            cluster_cidrs=cluster,
+            service_cidrs=config.service_cidrs,
+            non_masquerade_cidrs=config.non_masquerade_cidrs,
+            uplinks=frozenset(uplink.index for uplink in facts.uplinks),
+            kernel=node.others_routes(self._links),
+        )
+
+    # -- settings of core ------------------------------------------------------------
+
+    def _settings(self, own: Node | None) -> Settings:
+        return Settings(
+            node=self._facts.name,
+            families=tuple(self._facts.routers),
+            addresses=node.own_addresses(self._links, self._facts),
+            zone=own.zone if own else "",
+            node_port_ranges=self._config.node_port_addresses,
+            service_cidrs=self._config.service_cidrs,
+        )
+
+    def _limits(self) -> Limits:
+        size = self._tables.size
+        return Limits(
+            frontends=min(size(table) for table in tables_of.FRONTENDS.values()),
+            services=size(tables_of.SERVICES),
+            slots=size(tables_of.SLOTS),
+            backends=min(size(table) for table in tables_of.BACKENDS.values()),
+        )
+
+
+def _no_room(full: TableFull) -> Problem:
+    return Problem(full.what, "mapSizes", f"{full.why}; {full.next_step}")
+
+
+SHIPPED_BUNDLE = Path("/usr/share/podlane/podlane.bundle")
+
+
+def bundle_path() -> Path:
+    """Where the compiled programs are: beside the sources, or where an image has them."""
+    sources = find_sources()
+    return sources.parent / "build" / "podlane.bundle" if sources else SHIPPED_BUNDLE

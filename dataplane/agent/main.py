@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podlane agent`: one process a node, one asyncio loop, one writer.
+
+    objects ─▶ Desired ─▶ Plan ─▶ Writer ─▶ maps
+    CNI ─────▶ Pods ──────────────▶ Writer ─▶ maps, veths
+
+Wiring only. SIGTERM ends the process and takes nothing away: programs, maps, devices and
+pods go on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from dataplane.agent import node
+from dataplane.agent.config import Config
+from dataplane.agent.datapath import NodeDatapath
+from dataplane.agent.log import log
+from dataplane.agent.rundir import SOCKET, RunDir
+from dataplane.cni.server import Server
+from dataplane.cni.store import Store
+from dataplane.kernel.netlink import Links
+from dataplane.model.errors import BadEnvironment, BadInput
+from dataplane.model.objects import Batch, Node
+from dataplane.sources.watch import watch
+
+STORE = "pods.db"
+
+
+def run(config: Config, manifests: Path | None) -> int:
+    """Run the node until SIGTERM or SIGINT; the process's exit status.
+
+    Raises:
+        PodlaneError: the node could not be brought up; what was made for it is gone again.
+    """
+    if manifests is None:
+        raise BadInput("podlane agent", "has no source of objects", "give --manifests DIR")
+    if os.geteuid() != 0:
+        raise BadEnvironment("podlane agent", "needs root", "run it with sudo")
+    rundir = RunDir(config.run_dir, config.node_name)
+    rundir.take()
+    try:
+        rundir.say("starting")
+        asyncio.run(_serve(config, manifests, rundir))
+    except BaseException as failure:
+        rundir.say("failed", why=str(failure))
+        raise
+    else:
+        rundir.say("stopped")
+    finally:
+        rundir.release()
+    return 0
+
+
+async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with ExitStack() as closing:
+        links = closing.enter_context(Links())
+        store = closing.enter_context(Store(config.state_dir / STORE))
+        source = watch(manifests)
+        batch = await anext(source)
+        own = next(
+            (o for o in batch.upserts if isinstance(o, Node) and o.name == config.node_name), None
+        )
+        facts = node.find_facts(config, links, own)
+        datapath = closing.enter_context(NodeDatapath.bring_up(config, facts, own, links, store))
+        report = _Report(rundir)
+        report.problems(datapath.apply(batch))
+        datapath.finish()
+        server = Server(rundir.path / SOCKET, datapath.pods, log)
+        await server.start()
+        report.ready()
+        log("node_ready", node=config.node_name, mode=config.mode, pod_mtu=facts.pod_mtu)
+        try:
+            await _follow(source, datapath, report, stop)
+        finally:
+            await server.stop()
+        log("agent_stopped", node=config.node_name)
+
+
+async def _follow(
+    source: AsyncIterator[Batch], datapath: NodeDatapath, report: _Report, stop: asyncio.Event
+) -> None:
+    """Take in what the source sees until told to stop."""
+    stopped = asyncio.ensure_future(stop.wait())
+    coming = asyncio.ensure_future(anext(source))
+    while True:
+        wake = datapath.wake()
+        timeout = None if wake is None else max(0.0, wake - time.monotonic())
+        await asyncio.wait((stopped, coming), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            coming.cancel()
+            return
+        if coming.done():
+            report.problems(datapath.apply(coming.result()))
+            coming = asyncio.ensure_future(anext(source))
+        else:
+            report.problems(datapath.apply(Batch()))
+
+
+class _Report:
+    """Tells what is not served: in the log when it changes, in the status file always."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._rundir = rundir
+        self._problems: tuple[str, ...] = ()
+        self._ready = False
+
+    def ready(self) -> None:
+        self._ready = True
+        self._say()
+
+    def problems(self, found: tuple[str, ...]) -> None:
+        for new in sorted(set(found) - set(self._problems)):
+            log("problem_found", problem=new)
+        for old in sorted(set(self._problems) - set(found)):
+            log("problem_gone", problem=old)
+        changed = found != self._problems
+        self._problems = found
+        if changed and self._ready:
+            self._say()
+
+    def _say(self) -> None:
+        self._rundir.say("ready", problems=list(self._problems))

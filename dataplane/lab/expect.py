@@ -1,0 +1,472 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `lab check` asks, and what each answer should be: objects to rows. Pure.
+
+From a pod of every node to every Service port of each family; from outside to what a
+Service's type opens; from every node to every pod. Who may answer is what the slices
+say by kube-proxy's rules (core.endpoints), never what the kernel holds. Must not send
+anything or know addresses that are in no object but the underlay's own.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dataplane.core.endpoints import Selection, select
+from dataplane.core.frontends import Settings, is_served
+from dataplane.lab.topology import NODE_NETWORKS, OUTSIDE, OUTSIDE_NETWORKS, outside_address
+from dataplane.model.names import ServiceName
+from dataplane.model.net import Family, IPAddress, Protocol, family_of
+from dataplane.model.objects import EndpointSlice, Node, Pod, Service, ServicePort, ServiceType
+
+PROTOCOLS = (Protocol.TCP, Protocol.UDP)
+_PER_BACKEND, _LEAST, _MOST = 16, 8, 1024
+"""Requests: 16 a backend miss none of up to 64 backends but once in 10 million rows."""
+
+
+class SourceKind(enum.Enum):
+    """Where requests come from; the words of `lab check -o json`."""
+
+    POD = "pod"
+    NODE = "node"
+    OUTSIDE = "outside"
+    
+
+class Outcome(enum.Enum):
+    """What a request should come to."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """A sender. name is "namespace/pod", a node's name, or "outside"; node is empty then."""
+
+    kind: SourceKind = field(compare=False)
+    node: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Who may answer: its name, its port, and the client addresses that it may see."""
+
+    pod: str
+    node: str
+    address: IPAddress
+    port: int
+    clients: frozenset[IPAddress]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question: who asks, where, how often, and what should come of it.
+
+    entry: the node whose programs meet the first packet. counted: the Service port whose
+    counters on that node grow; None if no Service is asked: then each answerer's own
+    pod counters do. every: each answerer must be reached.
+    """
+
+    namespace: str
+    name: str
+    port: int
+    protocol: Protocol
+    family: Family
+    type: str
+    source: Source
+    address: IPAddress
+    number: int
+    entry: str
+    outcome: Outcome
+    answerers: tuple[Answerer, ...]
+    requests: int
+    every: bool = True
+    counted: ServiceName | None = None
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Nodes whose programs this row's packets pass."""
+        return frozenset({self.entry, *(a.node for a in self.answerers if a.node)})
+
+    @property
+    def pods(self) -> frozenset[str]:
+        """Pods that this row's packets pass."""
+        sender = {self.source.name} if self.source.kind is SourceKind.POD else set()
+        return frozenset({a.pod for a in self.answerers} | sender)
+
+
+@dataclass(frozen=True)
+class World:
+    """All objects of a lab as its agents get them, and what the lab adds.
+
+    guests: pods that are in no manifest (a node without pods gets one to ask from), by
+    node. stand_ins: pod to the (protocol, port)s that it answers on. entries: address of
+    a load balancer or an external address to the node that the underlay sends it to.
+    """
+
+    families: tuple[Family, ...]
+    native: bool
+    nodes: tuple[Node, ...]
+    services: tuple[Service, ...]
+    slices: tuple[EndpointSlice, ...]
+    pods: tuple[Pod, ...]
+    guests: Mapping[str, Pod]
+    stand_ins: Mapping[str, tuple[tuple[Protocol, int], ...]]
+    entries: Mapping[IPAddress, str]
+
+    @cached_property
+    def by_service(self) -> dict[tuple[str, str], list[EndpointSlice]]:
+        found: dict[tuple[str, str], list[EndpointSlice]] = {}
+        for piece in self.slices:
+            found.setdefault((piece.namespace, piece.service), []).append(piece)
+        return found
+
+    @cached_property
+    def by_address(self) -> dict[IPAddress, list[Pod]]:
+        found: dict[IPAddress, list[Pod]] = {}
+        for pod in (*self.pods, *self.guests.values()):
+            for address in pod.addresses:
+                found.setdefault(address, []).append(pod)
+        return found
+
+    def settings(self, node: Node) -> Settings:
+        """Which addresses of a node serve NodePorts, by the agent's own rule."""
+        return Settings(node.name, self.families, node.addresses, node.zone)
+
+    def node_addresses(self, name: str) -> frozenset[IPAddress]:
+        """A node's addresses and its router addresses."""
+        node = next(n for n in self.nodes if n.name == name)
+        return frozenset({*node.addresses, *(cidr[1] for cidr in node.pod_cidrs)})
+
+
+def entries(
+    families: Sequence[Family],
+    nodes: Sequence[Node],
+    services: Iterable[Service],
+    slices: Sequence[EndpointSlice],
+) -> dict[IPAddress, str]:
+    """Which node the underlay sends load-balancer and external addresses to.
+
+    One with an endpoint if the Service is for those only, as a load balancer's health
+    checks would find out; else in turn.
+    """
+    own = {address for node in nodes for address in node.addresses}
+    found: dict[IPAddress, str] = {}
+    for service in sorted(services, key=lambda s: (s.namespace, s.name)):
+        for address in (*service.load_balancer_ips, *service.external_ips):
+            family = family_of(address)
+            if address in found or address in own or family not in families:
+                continue
+            willing = [
+                node
+                for node in nodes
+                if not service.external_local
+                or any(
+                    endpoint.ready and endpoint.node_name == node.name
+                    for piece in slices
+                    if (piece.namespace, piece.service, piece.family)
+                    == (service.namespace, service.name, family)
+                    for endpoint in piece.endpoints
+                )
+            ] or list(nodes)
+            found[address] = willing[len(found) % len(willing)].name
+    return found
+
+
+def external_hosts(world: World) -> dict[IPAddress, list[tuple[Protocol, int]]]:
+    """Endpoints that are no pods and in no network of the lab, with the ports they have."""
+    inner = [
+        *(cidr for node in world.nodes for cidr in node.pod_cidrs),
+        *NODE_NETWORKS.values(),
+        *OUTSIDE_NETWORKS.values(),
+    ]
+    found: dict[IPAddress, list[tuple[Protocol, int]]] = {}
+    for piece in world.slices:
+        for endpoint in piece.endpoints:
+            address = endpoint.address
+            if (
+                piece.family in world.families
+                and address not in world.by_address
+                and not any(address in network for network in inner)
+                and not (address.is_loopback or address.is_link_local or address.is_multicast)
+            ):
+                ports = found.setdefault(address, [])
+                ports += [(p.protocol, p.port) for p in piece.ports if p.protocol in PROTOCOLS]
+    return found
+
+
+def pod_name(pod: Pod) -> str:
+    """A pod as rows name it."""
+    return f"{pod.namespace}/{pod.name}"
+
+
+def address_of(pod: Pod, family: Family) -> IPAddress | None:
+    """A pod's address of a family."""
+    return next((a for a in pod.addresses if family_of(a) is family), None)
+
+
+def rows(world: World) -> list[Row]:
+    """All rows, Services first, in the order of their names."""
+    found: list[Row] = []
+    for service in sorted(world.services, key=lambda s: (s.namespace, s.name)):
+        if service.type is ServiceType.HEADLESS and not service.skipped:
+            found += _headless_rows(world, service)
+        elif is_served(service):
+            for port in service.ports:
+                if port.protocol in PROTOCOLS:
+                    found += _port_rows(world, service, port)
+    for pod in sorted(world.pods, key=pod_name):
+        found += _pod_rows(world, pod)
+    return found
+
+
+def _families(world: World, service: Service) -> list[Family]:
+    return [f for f in world.families if any(family_of(a) is f for a in service.cluster_ips)]
+
+
+def _select(
+    world: World, service: Service, port: ServicePort, family: Family, node: Node
+) -> Selection:
+    slices = [
+        piece
+        for piece in world.by_service.get((service.namespace, service.name), ())
+        if piece.family is family
+    ]
+    return select(slices, port.name, port.protocol, node.name, node.zone, wants_local=True)
+
+
+def _port_rows(world: World, service: Service, port: ServicePort) -> Iterator[Row]:
+    for family in _families(world, service):
+        for node in world.nodes:
+            chosen = _select(world, service, port, family, node)
+            asked = [a for a in service.cluster_ips if family_of(a) is family]
+            source = _sender(world, node, family, _places(chosen, False))
+            if source is not None:
+                pod, origin = source
+                for address in asked:
+                    yield _service_row(
+                        world, service, port, node, chosen, service.internal_local,
+                        origin, pod, address, port.port,
+                    )  # fmt: skip
+            for address, number, guarded in _open_to_outside(world, service, port, node, family):
+                if guarded:
+                    continue
+                origin = Source(SourceKind.OUTSIDE, node.name, OUTSIDE)
+                yield _service_row(
+                    world, service, port, node, chosen, service.external_local,
+                    origin, None, address, number,
+                )  # fmt: skip
+
+
+def _open_to_outside(
+    world: World, service: Service, port: ServicePort, node: Node, family: Family
+) -> Iterator[tuple[IPAddress, int, bool]]:
+    """(address, port, guarded) that this node answers outside clients on.
+
+    guarded: source ranges stand before it, and who is in them is not asked here.
+    """
+    if port.node_port and service.type is not ServiceType.CLUSTER_IP:
+        for address in world.settings(node).node_port_addresses(family):
+            yield address, port.node_port, False
+    guarded = any(r.version == family for r in service.source_ranges)
+    for addresses, closed in (
+        (service.load_balancer_ips, guarded),
+        (service.external_ips, False),
+    ):
+        for address in addresses:
+            if family_of(address) is family and world.entries.get(address) == node.name:
+                yield address, port.port, closed
+
+
+def _service_row(
+    world: World, service: Service, port: ServicePort, node: Node, chosen: Selection,
+    local: bool, source: Source, sender: Pod | None, address: IPAddress, number: int,
+) -> Row:  # fmt: skip
+    family = family_of(address)
+    places = _places(chosen, local)
+    outcome = Outcome.ANSWERED
+    if not places:
+        outcome = Outcome.DROPPED if _places(chosen, False) else Outcome.REFUSED
+    answerers = tuple(
+        answerer
+        for at, to in places
+        for answerer in _answerers(world, service, family, at, to, node, sender, local)
+    )
+    return Row(
+        namespace=service.namespace,
+        name=service.name,
+        port=port.port,
+        protocol=port.protocol,
+        family=family,
+        type=service.type.value,
+        source=source,
+        address=address,
+        number=number,
+        entry=node.name,
+        outcome=outcome,
+        answerers=answerers,
+        requests=_requests(len(places)) if places else 2,
+        every=not service.affinity_seconds,
+        counted=ServiceName(
+            service.namespace, service.name, port.name or str(port.port), port.protocol, family
+        ),
+    )
+
+
+def _places(chosen: Selection, local: bool) -> list[tuple[IPAddress, int]]:
+    return [chosen.listed[place][:2] for place in (chosen.local if local else chosen.cluster)]
+
+
+def _requests(backends: int) -> int:
+    return min(max(_PER_BACKEND * backends, _LEAST), _MOST)
+
+
+def _answerers(
+    world: World, service: Service, family: Family, address: IPAddress, port: int,
+    node: Node, sender: Pod | None, local: bool,
+) -> Iterator[Answerer]:  # fmt: skip
+    """The pods at an endpoint's address (host pods may share one), or a host outside."""
+    targets = {
+        endpoint.target
+        for piece in world.by_service.get((service.namespace, service.name), ())
+        for endpoint in piece.endpoints
+        if endpoint.address == address
+    }
+    pods = [p for p in world.by_address.get(address, ()) if not p.host_network]
+    if not pods:
+        pods = [
+            p
+            for p in world.by_address.get(address, ())
+            if pod_name(p) in targets or not any(targets)
+        ]
+    for pod in pods:
+        clients = _clients(world, family, pod, node, sender, local)
+        yield Answerer(pod_name(pod), pod.node_name, address, port, clients)
+    if not pods:
+        clients = world.node_addresses(node.name)
+        yield Answerer(OUTSIDE, "", address, port, clients)
+
+
+def _clients(
+    world: World, family: Family, pod: Pod, node: Node, sender: Pod | None, local: bool
+) -> frozenset[IPAddress]:
+    """The client addresses that a pod may see when asked through `node`.
+
+    No translation of the source between pods, but for a pod that reaches itself. VXLAN
+    carries pods' packets to pods only: to a host pod on another node they go as the node's.
+    Outside clients are kept under the Local policy, and before the node's own servers.
+    """
+    own = world.node_addresses(node.name)
+    if sender is None:
+        client = outside_address(family)
+        if local:
+            return frozenset({client})
+        return own | {client} if pod.host_network else own
+    address = address_of(sender, family)
+    if address is None or address in pod.addresses:
+        return own
+    if pod.host_network and pod.node_name != node.name and not world.native:
+        return own
+    return frozenset({address})
+
+
+def _sender(
+    world: World, node: Node, family: Family, places: Iterable[tuple[IPAddress, int]]
+) -> tuple[Pod, Source] | None:
+    """A pod of the node to ask from; one that is no endpoint itself, if there is one."""
+    endpoints = {address for address, _ in places}
+    candidates = [
+        pod
+        for pod in (*sorted(world.pods, key=pod_name), *world.guests.values())
+        if pod.node_name == node.name and not pod.host_network and address_of(pod, family)
+    ]
+    candidates.sort(key=lambda pod: bool(endpoints.intersection(pod.addresses)))
+    if not candidates:
+        return None
+    return candidates[0], Source(SourceKind.POD, node.name, pod_name(candidates[0]))
+
+
+def _headless_rows(world: World, service: Service) -> Iterator[Row]:
+    for port in service.ports:
+        for family in world.families if port.protocol in PROTOCOLS else ():
+            for node in world.nodes:
+                chosen = _select(world, service, port, family, node)
+                source = _sender(world, node, family, _places(chosen, False))
+                if source is None:
+                    continue
+                pod, origin = source
+                for address, number in _places(chosen, False):
+                    # To itself a pod's packets stay in it: no program sees them.
+                    if address in pod.addresses:
+                        continue
+                    yield Row(
+                        namespace=service.namespace,
+                        name=service.name,
+                        port=port.port,
+                        protocol=port.protocol,
+                        family=family,
+                        type=service.type.value,
+                        source=origin,
+                        address=address,
+                        number=number,
+                        entry=node.name,
+                        outcome=Outcome.ANSWERED,
+                        answerers=tuple(
+                            _answerers(world, service, family, address, number, node, pod, False)
+                        ),
+                        requests=_LEAST,
+                    )
+
+
+def _pod_rows(world: World, pod: Pod) -> Iterator[Row]:
+    """From every node to a pod, on one port a protocol."""
+    if pod.host_network:
+        return
+    for protocol in PROTOCOLS:
+        ports = [number for p, number in world.stand_ins.get(pod_name(pod), ()) if p is protocol]
+        if not ports:
+            continue
+        for address in pod.addresses:
+            family = family_of(address)
+            if family not in world.families:
+                continue
+            for node in world.nodes:
+                own = world.node_addresses(node.name)
+                yield Row(
+                    namespace=pod.namespace,
+                    name=pod.name,
+                    port=ports[0],
+                    protocol=protocol,
+                    family=family,
+                    type="Pod",
+                    source=Source(SourceKind.NODE, node.name, node.name),
+                    address=address,
+                    number=ports[0],
+                    entry=node.name,
+                    outcome=Outcome.ANSWERED,
+                    answerers=(
+                        Answerer(pod_name(pod), pod.node_name, address, ports[0], own),
+                    ),
+                    requests=_LEAST,
+                )
+
+
+def waves(found: Sequence[Row]) -> list[list[Row]]:
+    """Rows in groups that may run at once: no counter is grown by two rows of a group."""
+    groups: list[tuple[set[object], list[Row]]] = []
+    for row in found:
+        keys: set[object] = {(row.entry, row.counted)} if row.counted else set(row.pods)
+        if row.outcome is not Outcome.ANSWERED:
+            keys.add((row.entry, row.source.kind, row.family, row.outcome))
+        for taken, group in groups:
+            if taken.isdisjoint(keys):
+                taken |= keys
+                group.append(row)
+                break
+        else:
+            groups.append((set(keys), [row]))
+    return [group for _, group in groups]

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each kernel's verifier walks a program in its own way: how near to its limit is each one here?"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dataplane.kernel import loader, verifier
+from dataplane.kernel.compiler import compile_bundle
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A bpf filesystem of the test's own."""
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(tmp_path)], check=True)
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def verified_instructions(fd: int) -> int:
+    """What this kernel's verifier walked to accept a loaded program."""
+    facts = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    match = re.search(r"^verified_insns:\s*(\d+)$", facts, re.M)
+    assert match is not None, f"this kernel says nothing of verified_insns:\n{facts}"
+    return int(match[1])
+
+
+def test_no_program_needs_half_of_the_instructions_that_the_verifier_walks(
+    bpffs: Path, pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
+) -> None:
+    bundle = compile_bundle(pytestconfig.rootpath / "build/podlane.bundle")
+    with loader.load(bundle, bpffs) as datapath:
+        walked = {name: verified_instructions(fd) for name, fd in datapath.programs.items()}
+    for name, count in sorted(walked.items()):
+        record_property(f"verified {name}", count)
+    above = {name: n for name, n in walked.items() if n * 2 > verifier.INSTRUCTION_LIMIT}
+    assert walked
+    assert not above, f"above half of {verifier.INSTRUCTION_LIMIT}"
