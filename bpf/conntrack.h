@@ -72,8 +72,6 @@ static __always_inline void ct_set_state(struct flow *f, struct flow_key *other,
 {
 	struct flow *half;
 
-	if ((f->state & bits) == bits)
-		return;
 	f->state |= bits;
 	if (f->flags & FLOW_REPLY)
 		ct_original_key(f, other);
@@ -82,6 +80,23 @@ static __always_inline void ct_set_state(struct flow *f, struct flow_key *other,
 	half = flows.lookup(other);
 	if (half && ct_same_original(half, f))
 		half->state |= bits;
+}
+
+/* A pod's flow that closed no longer counts against its bound. */
+static __always_inline void ct_release_budget(struct flow *f, struct flow_key *key)
+{
+	struct flow_budget *budget;
+	struct endpoint *ep;
+	__u32 id;
+
+	key->src = f->client;
+	ep = endpoints.lookup(&key->src);
+	if (!ep || f->flags & FLOW_VIA_STACK)
+		return;
+	id = ep->id;
+	budget = endpoint_flows.lookup(&id);
+	if (budget && budget->live)
+		__sync_fetch_and_add(&budget->live, -1);
 }
 
 /*
@@ -132,8 +147,13 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 		bits |= reply ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
 	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
 		bits |= FLOW_RESET;
-	if (bits)
+	if ((f->state & bits) != bits) {
+		bool closed = ct_is_closed(f);
+
 		ct_set_state(f, &p->other, bits);
+		if (!closed && ct_is_closed(f))
+			ct_release_budget(f, &p->other);
+	}
 	if (tick - f->checked < CHECK_TICKS)
 		return 0;
 	f->checked = tick;
