@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: markers by folder, the need for root, and the rule about skips."""
+"""What all tests share: markers by folder, the need for root, the rule about skips, the bundle."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from dataplane.kernel.bundle import Bundle
+from dataplane.kernel.compiler import compile_bundle
 from tests import allowed_skips
 
 TESTS = Path(__file__).parent
@@ -71,3 +76,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skips that are not in tests/allowed-skips.txt", red=True)
         for skip in _unexpected_skips:
             terminalreporter.line(skip)
+
+
+@pytest.fixture(scope="session")
+def bundle(pytestconfig: pytest.Config) -> Bundle:
+    """What the sources compile to; compiled only if they changed."""
+    return compile_bundle(pytestconfig.rootpath / "build/podlane.bundle")
+
+
+@pytest.fixture
+def quick(bundle: Bundle) -> Bundle:
+    """The bundle less the programs that take the verifier long."""
+    few = tuple(p for p in bundle.programs if p.verified < 5000)
+    assert few
+    return dataclasses.replace(bundle, programs=few, fingerprint="quick")
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a bpf filesystem of the test's own."""
+    folder = tmp_path / "bpffs"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)

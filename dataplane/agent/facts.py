@@ -18,6 +18,8 @@ GATEWAYS: dict[Family, IPAddress] = {
 GATEWAY_MAC = bytes.fromhex("0a706c000002")
 OVERLAY_NAME = "podlane0"
 OVERLAY_MAC = bytes.fromhex("0a706c000001")
+# VXLAN takes a packet whose inner source is the device's own MAC for a loop, and drops it.
+OVERLAY_DEVICE_MAC = bytes.fromhex("0a706c000003")
 OVERLAY_VNI = 7000
 OVERLAY_PORT = 8472
 OVERLAY_OVERHEAD = {Family.V4: 50, Family.V6: 70}

@@ -17,7 +17,7 @@ from dataplane.agent.config import Config
 from dataplane.agent.facts import (
     HOST_VETH,
     IPV6_LEAST_MTU,
-    OVERLAY_MAC,
+    OVERLAY_DEVICE_MAC,
     OVERLAY_NAME,
     OVERLAY_OVERHEAD,
     OVERLAY_PORT,
@@ -130,7 +130,7 @@ def _overlay(links: Links, facts: Facts, undo: ExitStack) -> Link | None:
             links.delete_link(link.index)  # the mode was another one
         return None
     if link is None:
-        made = links.create_vxlan(OVERLAY_NAME, OVERLAY_MAC, OVERLAY_PORT, facts.pod_mtu)
+        made = links.create_vxlan(OVERLAY_NAME, OVERLAY_DEVICE_MAC, OVERLAY_PORT, facts.pod_mtu)
         undo.callback(links.delete_link, made.index)
         settings.apply_to_ours(links.sysctls, OVERLAY_NAME)
         return made

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def _bpf(command: int, call: str, attr: bytearray | ctypes.Array[ctypes.c_char])
     buffer = (
         attr if isinstance(attr, ctypes.Array) else (ctypes.c_char * len(attr)).from_buffer(attr)
     )
-    number = _NUMBERS.get(platform.machine())
+    number = _NUMBERS.get(os.uname().machine)
     if number is None:
         raise BpfError(errno.ENOSYS, call)
     result: int = _SYSCALL(number, command, buffer, len(attr))

@@ -19,7 +19,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import re
 import struct
 import subprocess
@@ -152,7 +151,7 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
         options=dict(options),
         maps=tuple(maps[pin] for pin in sorted(maps)),
         programs=tuple(sorted(programs, key=lambda program: program.name)),
-        kernel=platform.release(),
+        kernel=os.uname().release,
     ), log
 
 

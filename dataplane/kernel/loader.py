@@ -19,7 +19,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -390,7 +389,7 @@ def _load_program(program: Program, fds: Mapping[str, int]) -> int:
         raise CompileError(
             f"program {program.name}",
             why + at,
-            f"it was verified when compiled; this kernel is {platform.release()}",
+            f"it was verified when compiled; this kernel is {os.uname().release}",
             error.log,
         ) from error
 

@@ -25,7 +25,7 @@ _ABSENT = ("unknown func", "invalid func", "cannot use helper")
 _HELPERS = {
     "bpf_skb_set_tunnel_key": (21, "the overlay between nodes"),
     "bpf_sk_lookup_udp": (85, "masquerade ports that no socket of the node has"),
-    "bpf_redirect_neigh": (152, "packets for another node by next hop"),
+    "bpf_skc_lookup_tcp": (99, "masquerade ports that no socket of the node has"),
     "bpf_redirect_peer": (155, "packets straight into a pod of this node"),
 }
 

@@ -7,7 +7,7 @@ yet. Must not read maps itself: it is given their entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dataplane.core.endpoints import place_of, select
@@ -162,8 +162,3 @@ def _compare(
             if there[have[place]] != want[place][2]
         ]
     return name, [f"{node.name}: {word}" for word in dict.fromkeys(words)]
-
-
-def summary(found: Iterable[list[str]]) -> str:
-    """The first difference of all, for those who wait for none."""
-    return next((words[0] for words in found if words), "")

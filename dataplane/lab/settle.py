@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from dataplane.core.plan import BACKENDS, FRONTENDS, NAMES, SERVICES, SLOTS
 from dataplane.kernel.maps import Maps
-from dataplane.lab import held
+from dataplane.lab import held, wire
 from dataplane.lab.cluster import Lab
 from dataplane.model.errors import BadEnvironment
+from dataplane.model.objects import Node
 
 _SECONDS = 30.0
 _POLL_SECONDS = 0.03
@@ -40,17 +41,31 @@ def tables(lab: Lab, maps: Maps) -> held.Tables:
 
 
 def wait(lab: Lab) -> None:
-    """Wait until each node's maps hold what the objects say.
-
-    What a node can't serve, its agent has named; a difference that stays is not waited for.
+    """Wait until each node's maps hold what the objects say, but for what its agent can't serve.
 
     Raises:
-        BadEnvironment: a node's maps can't be read.
+        BadEnvironment: a node's maps can't be read, or its agent does not come to an end.
     """
     end = time.monotonic() + _SECONDS
     for node in lab.world.nodes:
         with maps_of(lab, node.name) as maps:
-            while held.differences(lab.world, node, tables(lab, maps)):
+            while left := _missing(lab, node, maps):
                 if time.monotonic() > end:
-                    return
+                    raise BadEnvironment(
+                        f"agent of {node.name}",
+                        f"did not write what it was given in {_SECONDS:.0f} seconds: {left[0]}",
+                        f"see {lab.files.node(node.name).log}",
+                    )
                 time.sleep(_POLL_SECONDS)
+
+
+def _missing(lab: Lab, node: Node, maps: Maps) -> list[str]:
+    found = held.differences(lab.world, node, tables(lab, maps))
+    if not found:
+        return []
+    named = {problem.split(":")[0] for problem in wire.agent_problems(lab.files, node.name)}
+    return [
+        words[0]
+        for name, words in found.items()
+        if f"Service {name.namespace}/{name.name}" not in named
+    ]

@@ -128,7 +128,10 @@ def external_host_commands(addresses: Sequence[IPAddress]) -> list[str]:
 
 def external_route_commands(addresses: Sequence[IPAddress]) -> list[str]:
     """The underlay's way to them."""
-    return [f"route replace {address} dev outside" for address in addresses]
+    return [
+        f"route replace {address} via {outside_address(family_of(address))} dev outside"
+        for address in addresses
+    ]
 
 
 def _first(network: IPNetwork) -> IPAddress:

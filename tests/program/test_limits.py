@@ -4,24 +4,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from dataplane.kernel import loader, verifier
-from dataplane.kernel.compiler import compile_bundle
-
-
-@pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """A bpf filesystem of the test's own."""
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(tmp_path)], check=True)
-    try:
-        yield tmp_path
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+from dataplane.kernel.bundle import Bundle
 
 
 def verified_instructions(fd: int) -> int:
@@ -33,9 +20,8 @@ def verified_instructions(fd: int) -> int:
 
 
 def test_no_program_needs_half_of_the_instructions_that_the_verifier_walks(
-    bpffs: Path, pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
+    bundle: Bundle, bpffs: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    bundle = compile_bundle(pytestconfig.rootpath / "build/podlane.bundle")
     with loader.load(bundle, bpffs) as datapath:
         walked = {name: verified_instructions(fd) for name, fd in datapath.programs.items()}
     for name, count in sorted(walked.items()):

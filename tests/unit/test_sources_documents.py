@@ -50,7 +50,9 @@ def test_json_key_given_twice_is_refused() -> None:
         data('{"a": 1, "a": 2}', "x.json")
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000 + "x", "? " * 100_000 + "x"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000 + "x", "? " * 100_000 + "x"]
+)
 def test_nesting_without_end_is_refused(text: str) -> None:
     with pytest.raises(BadInput):
         data(text)

@@ -21,6 +21,7 @@ from tests.vm import kernels, machine, report
 SELECTION = ["tests/program", "tests/network", "-m", "program or vm"]
 AT_A_TIME = 2  # one emulated CPU each
 SHOWN_LINES = 40
+SHOWN_TESTS = 10
 
 
 def collect() -> list[str]:
@@ -64,7 +65,9 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, report
         lines.append(f"    verified: {', '.join(f'{k} {v}' for k, v in walked.items())}")
     lines += [f"    failed: {test}: {words}" for test, words in found.failed.items()]
     lines += [f"    skip not on the list: {test}: {why}" for test, why in unnamed]
-    lines += [f"    not run: {test}" for test in found.missing]
+    lines += [f"    not run: {test}" for test in found.missing[:SHOWN_TESTS]]
+    if len(found.missing) > SHOWN_TESTS:
+        lines.append(f"    not run: {len(found.missing) - SHOWN_TESTS} more")
     lines += [f"    not a test of this machine: {test}" for test in found.extra]
     if not found.ok:
         lines.append(f"  the end of {run.results}/pytest.log:\n{_tail(run.results / 'pytest.log')}")
