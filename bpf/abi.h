@@ -29,6 +29,7 @@
 #define LIFETIME_TCP_SYN 60
 #define LIFETIME_TCP_ESTABLISHED 21600
 #define LIFETIME_TCP_CLOSING 10
+#define LIFETIME_TCP_TIME_WAIT 60
 #define LIFETIME_UDP_SINGLE 30
 #define LIFETIME_UDP_STREAM 180
 #define LIFETIME_OTHER 30
@@ -159,6 +160,7 @@ enum flow_state {
 	FLOW_FIN_CLIENT = 2, /* client closed its side */
 	FLOW_FIN_BACKEND = 4, /* backend closed its side */
 	FLOW_RESET = 8, /* reset by one side */
+	FLOW_BACKEND_FIRST = 16, /* backend closed first, so it holds the tuple in TIME_WAIT */
 };
 
 /* ---- the node: one record a family; read by every program ---- */

@@ -42,12 +42,21 @@ static __always_inline bool ct_is_closed(const struct flow *f)
 	return f->state & FLOW_RESET || (f->state & both) == both;
 }
 
+/*
+ * Whether the backend may still hold the tuple in TIME_WAIT (RFC 9293 3.6.1):
+ * a SYN of another client would be refused there.
+ */
+static __always_inline bool ct_is_lingering(const struct flow *f)
+{
+	return f->state & FLOW_BACKEND_FIRST && !(f->state & FLOW_RESET);
+}
+
 /* Seconds that a flow may be silent. */
 static __always_inline __u64 ct_lifetime(const struct flow *f)
 {
 	if (f->protocol == IPPROTO_TCP) {
 		if (ct_is_closed(f))
-			return LIFETIME_TCP_CLOSING;
+			return ct_is_lingering(f) ? LIFETIME_TCP_TIME_WAIT : LIFETIME_TCP_CLOSING;
 		return f->state & FLOW_SEEN_REPLY ? LIFETIME_TCP_ESTABLISHED : LIFETIME_TCP_SYN;
 	}
 	if (f->protocol == IPPROTO_UDP)
@@ -143,8 +152,11 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 	f->bytes += p->length;
 	if (reply)
 		bits |= FLOW_SEEN_REPLY;
-	if (p->tcp_flags & TCP_FLAG_FIN_BYTE)
+	if (p->tcp_flags & TCP_FLAG_FIN_BYTE) {
 		bits |= reply ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
+		if (reply && !(f->state & FLOW_FIN_CLIENT))
+			bits |= FLOW_BACKEND_FIRST;
+	}
 	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
 		bits |= FLOW_RESET;
 	if ((f->state & bits) != bits) {
@@ -178,9 +190,11 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
 
 /*
  * Claims the reply tuple of f. 0: it is ours now (or was already);
- * 1: another live flow has it, so another source port is needed.
+ * 1: another live flow has it, so another source port is needed. A closed
+ * one gives it up, but one in TIME_WAIT only where there is hardly a choice.
  */
-static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now)
+static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now,
+					  bool hurry)
 {
 	struct flow *taken;
 
@@ -189,16 +203,19 @@ static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, 
 	if (!flows.insert(key, f))
 		return 0;
 	taken = flows.lookup(key);
-	if (taken && !ct_same_original(taken, f) && !ct_is_closed(taken) && !ct_is_dead(taken, now))
+	if (taken && !ct_same_original(taken, f) && !ct_is_dead(taken, now) &&
+	    (!ct_is_closed(taken) || (ct_is_lingering(taken) && !hurry)))
 		return 1;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
 
 /* Writes the original half; the reply half is claimed before, so no reply goes astray. */
-static __always_inline int ct_write_original(struct flow *f, struct flow_key *key)
+static __always_inline int ct_write_original(struct flow *f, struct flow_key *key, __u32 length)
 {
 	ct_original_key(f, key);
 	f->flags &= ~FLOW_REPLY;
+	f->packets = 1;
+	f->bytes = length;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
 

@@ -272,7 +272,7 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	if (err)
 		return err;
 	service_count(f, p, draft->revive != REVIVE_ONLY);
-	return ct_write_original(f, &p->other);
+	return ct_write_original(f, &p->other, p->length);
 }
 
 /* A flow that may not go on as it is: closed and opened anew, or its backend is gone. */

@@ -57,13 +57,17 @@ static __always_inline void nat_count_exhausted(const struct flow *f)
 		exhausted.insert(&key, &one);
 }
 
+/* The last quarter of the tries takes ports that a backend may hold in TIME_WAIT. */
+#define HURRY_FROM (2 * MASQUERADE_TRIES - MASQUERADE_TRIES / 4)
+
 /* Tries the draft's source port. 0: the reply tuple is ours; 1: taken; else -DROP_x. */
-static __always_inline int nat_try(struct flow_draft *draft, struct flow_key *key, __u64 now)
+static __always_inline int nat_try(struct flow_draft *draft, struct flow_key *key, __u64 now,
+				   bool hurry)
 {
 	struct flow *half;
 
 	if (draft->revive == REVIVE_NO)
-		return ct_claim_reply(&draft->flow, key, now);
+		return ct_claim_reply(&draft->flow, key, now, hurry);
 	ct_reply_key(&draft->flow, key);
 	half = flows.lookup(key);
 	return half && ct_same_original(half, &draft->flow) ? 0 : 1;
@@ -88,7 +92,7 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 		/* claiming finds an old reply half by itself */
 		if (draft->revive == REVIVE_FIRST)
 			draft->revive = REVIVE_NO;
-		err = nat_try(draft, &p->other, now);
+		err = nat_try(draft, &p->other, now, true);
 		if (err <= 0)
 			return err;
 	}
@@ -108,7 +112,7 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 				f->backend_port = f->source_port;
 			if (draft->masquerade && draft->revive == REVIVE_NO && nat_socket_has(skb, f))
 				continue;
-			err = nat_try(draft, &p->other, now);
+			err = nat_try(draft, &p->other, now, i >= HURRY_FROM);
 			if (err <= 0)
 				return err;
 		}

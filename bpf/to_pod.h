@@ -22,9 +22,9 @@ static __always_inline int to_pod_remember(struct packet *p, struct flow_draft *
 		return 0;
 	ct_draft(draft, p, bpf_ktime_get_ns());
 	f->flags = FLOW_VIA_STACK;
-	if (ct_claim_reply(f, &p->other, f->last_seen))
+	if (ct_claim_reply(f, &p->other, f->last_seen, true))
 		return -DROP_FLOW_TABLE;
-	return ct_write_original(f, &p->other);
+	return ct_write_original(f, &p->other, p->length);
 }
 
 static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *s)

@@ -24,6 +24,7 @@ class Lifetimes:
     tcp_syn: int
     tcp_established: int
     tcp_closing: int
+    tcp_time_wait: int
     udp_single: int
     udp_stream: int
     other: int
@@ -37,6 +38,7 @@ class StateBits:
     fin_client: int
     fin_backend: int
     reset: int
+    backend_first: int
 
     def closed(self, state: int) -> bool:
         """Both sides closed, or one reset."""
@@ -48,7 +50,8 @@ def lifetime(lifetimes: Lifetimes, bits: StateBits, protocol: int, state: int) -
     """Seconds that a flow in this state may be silent."""
     if protocol == Protocol.TCP:
         if bits.closed(state):
-            return lifetimes.tcp_closing
+            lingers = state & bits.backend_first and not state & bits.reset
+            return lifetimes.tcp_time_wait if lingers else lifetimes.tcp_closing
         return lifetimes.tcp_established if state & bits.seen_reply else lifetimes.tcp_syn
     if protocol == Protocol.UDP:
         return lifetimes.udp_stream if state & bits.seen_reply else lifetimes.udp_single
@@ -60,5 +63,5 @@ def table(lifetimes: Lifetimes, bits: StateBits) -> Mapping[int, int]:
     return {
         protocol << 8 | state: lifetime(lifetimes, bits, protocol, state) * 10**9
         for protocol in range(256)
-        for state in range(16)
+        for state in range(32)
     }

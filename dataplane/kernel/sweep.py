@@ -51,6 +51,7 @@ class Sweeper:
                 tcp_syn=layout.constant("LIFETIME_TCP_SYN"),
                 tcp_established=layout.constant("LIFETIME_TCP_ESTABLISHED"),
                 tcp_closing=layout.constant("LIFETIME_TCP_CLOSING"),
+                tcp_time_wait=layout.constant("LIFETIME_TCP_TIME_WAIT"),
                 udp_single=layout.constant("LIFETIME_UDP_SINGLE"),
                 udp_stream=layout.constant("LIFETIME_UDP_STREAM"),
                 other=layout.constant("LIFETIME_OTHER"),
@@ -60,6 +61,7 @@ class Sweeper:
                 fin_client=layout.constant("FLOW_FIN_CLIENT"),
                 fin_backend=layout.constant("FLOW_FIN_BACKEND"),
                 reset=layout.constant("FLOW_RESET"),
+                backend_first=layout.constant("FLOW_BACKEND_FIRST"),
             ),
         )
         at = {one.name: one for one in self._flow.fields}
@@ -90,7 +92,7 @@ class Sweeper:
             for index, (client, seen, protocol, flags, state) in enumerate(
                 self._glance.iter_unpack(values)
             ):
-                if now - seen > lifetimes[protocol << 8 | state & 15]:
+                if now - seen > lifetimes[protocol << 8 | state & 31]:
                     silent.append(index)
                 elif not flags & hidden:
                     live[client] += 1
@@ -119,7 +121,7 @@ class Sweeper:
             if half is other and self._original(held) != self._original(value):
                 continue  # another flow has this tuple by now
             _, seen, protocol, _, state = self._glance.unpack(held)
-            if now - seen <= self._lifetimes[protocol << 8 | state & 15]:
+            if now - seen <= self._lifetimes[protocol << 8 | state & 31]:
                 return ()
             halves.append(half)
         return tuple(halves)
