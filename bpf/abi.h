@@ -29,6 +29,7 @@
 #define LIFETIME_TCP_SYN 60
 #define LIFETIME_TCP_ESTABLISHED 21600
 #define LIFETIME_TCP_CLOSING 10
+#define LIFETIME_TCP_TIME_WAIT 60
 #define LIFETIME_UDP_SINGLE 30
 #define LIFETIME_UDP_STREAM 180
 #define LIFETIME_OTHER 30
@@ -90,13 +91,12 @@ enum drop {
 	DROP_BACKEND_SET = 28, /* backend set changed while it was read */
 	DROP_NO_UPLINK = 29, /* no uplink leads to the destination */
 	DROP_WRITE = 30, /* kernel refused to change the packet */
-	DROP_REDIRECT = 31, /* kernel refused to redirect the packet */
+	DROP_FLOW_LIMIT = 31, /* the pod has as many flows as one pod may have */
 	DROP_MULTICAST = 32, /* multicast or broadcast beyond the pod's own link */
 	DROP_NEIGHBOUR = 33, /* neighbour message that a pod may not send */
-	DROP_SCRATCH = 34, /* internal: per-CPU scratch missing */
-	DROP_CONFIG = 35, /* internal: node record missing */
-	DROP_ANSWERED = 36, /* answer could not be built in this packet */
-	DROP_LOOP = 37, /* packet would leave by the uplink it came by */
+	DROP_CONFIG = 34, /* internal: node record missing */
+	DROP_ANSWERED = 35, /* answer could not be built in this packet */
+	DROP_ICMP_QUOTE = 36, /* ICMP error quotes a packet that its sender never got */
 	DROP_MAX = 48,
 };
 
@@ -160,6 +160,7 @@ enum flow_state {
 	FLOW_FIN_CLIENT = 2, /* client closed its side */
 	FLOW_FIN_BACKEND = 4, /* backend closed its side */
 	FLOW_RESET = 8, /* reset by one side */
+	FLOW_BACKEND_FIRST = 16, /* backend closed first, so it holds the tuple in TIME_WAIT */
 };
 
 /* ---- the node: one record a family; read by every program ---- */
@@ -174,6 +175,7 @@ struct node {
 	__u16 masquerade_max;
 	__be16 vxlan_port;
 	__u16 pod_mtu;
+	__u32 flows_per_pod; /* new flows beyond this many live ones are dropped; 0: no bound */
 	__u8 overlay_mac[6]; /* inner MAC of both ends, equal on all nodes */
 	__u8 gateway_mac[6]; /* MAC of every host veth: the gateway as pods see it */
 };
@@ -302,7 +304,8 @@ struct flow {
 	__u8 protocol;
 	__u8 flags; /* enum flow_flag */
 	__u8 state; /* enum flow_state */
-	__u8 zero[12];
+	__u32 checked; /* ns >> 20: when the other half was last seen to stand */
+	__u8 zero[8];
 };
 
 struct fragment_key {
@@ -335,6 +338,19 @@ struct endpoint_counter {
 	__u64 to_bytes;
 	__u64 from_packets; /* out of the pod */
 	__u64 from_bytes;
+};
+
+/* Live flows that a pod opened. Programs add one a flow; the sweep writes the true number. */
+struct flow_budget {
+	__u32 live;
+};
+
+/* A destination for which no masquerade port was free. */
+struct exhausted_key {
+	struct addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 zero;
 };
 
 /* ---- names: what ids mean to people; no program reads it ---- */

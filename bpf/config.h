@@ -23,6 +23,11 @@
 #define MASQUERADE_TRIES 32
 #endif
 
+/* How many answers (resets, ICMP errors) one CPU sends in a second before it keeps silent. */
+#ifndef ANSWERS_PER_SECOND
+#define ANSWERS_PER_SECOND 10000
+#endif
+
 /* How many IPv6 extension headers are walked before the packet is dropped. */
 #ifndef EXTENSION_MAX
 #define EXTENSION_MAX 6

@@ -11,6 +11,10 @@
 
 #define NSEC 1000000000ULL
 
+/* How often a packet looks after the other half of its flow: about every tenth of a second. */
+#define CHECK_SHIFT 20
+#define CHECK_TICKS 100
+
 static __always_inline void ct_original_key(const struct flow *f, struct flow_key *key)
 {
 	__builtin_memset(key, 0, sizeof(*key));
@@ -38,12 +42,21 @@ static __always_inline bool ct_is_closed(const struct flow *f)
 	return f->state & FLOW_RESET || (f->state & both) == both;
 }
 
+/*
+ * Whether the backend may still hold the tuple in TIME_WAIT (RFC 9293 3.6.1):
+ * a SYN of another client would be refused there.
+ */
+static __always_inline bool ct_is_lingering(const struct flow *f)
+{
+	return f->state & FLOW_BACKEND_FIRST && !(f->state & FLOW_RESET);
+}
+
 /* Seconds that a flow may be silent. */
 static __always_inline __u64 ct_lifetime(const struct flow *f)
 {
 	if (f->protocol == IPPROTO_TCP) {
 		if (ct_is_closed(f))
-			return LIFETIME_TCP_CLOSING;
+			return ct_is_lingering(f) ? LIFETIME_TCP_TIME_WAIT : LIFETIME_TCP_CLOSING;
 		return f->state & FLOW_SEEN_REPLY ? LIFETIME_TCP_ESTABLISHED : LIFETIME_TCP_SYN;
 	}
 	if (f->protocol == IPPROTO_UDP)
@@ -68,8 +81,6 @@ static __always_inline void ct_set_state(struct flow *f, struct flow_key *other,
 {
 	struct flow *half;
 
-	if ((f->state & bits) == bits)
-		return;
 	f->state |= bits;
 	if (f->flags & FLOW_REPLY)
 		ct_original_key(f, other);
@@ -80,26 +91,85 @@ static __always_inline void ct_set_state(struct flow *f, struct flow_key *other,
 		half->state |= bits;
 }
 
+/* A pod's flow that closed no longer counts against its bound. */
+static __always_inline void ct_release_budget(struct flow *f, struct flow_key *key)
+{
+	struct flow_budget *budget;
+	struct endpoint *ep;
+	__u32 id;
+
+	key->src = f->client;
+	ep = endpoints.lookup(&key->src);
+	if (!ep || f->flags & FLOW_VIA_STACK)
+		return;
+	id = ep->id;
+	budget = endpoint_flows.lookup(&id);
+	if (budget && budget->live)
+		__sync_fetch_and_add(&budget->live, -1);
+}
+
+/*
+ * Sees that the other half of f stands, and puts it back if the kernel evicted
+ * it. Looking it up also keeps it from being the next to be evicted. If
+ * another flow has taken its tuple, this one can't go on.
+ */
+static __always_inline int ct_keep_other(struct flow *f, struct scratch *s)
+{
+	struct flow_key *key = &s->packet.other;
+	struct flow *half, *copy = &s->draft.flow;
+
+	if (f->flags & FLOW_REPLY)
+		ct_original_key(f, key);
+	else
+		ct_reply_key(f, key);
+	half = flows.lookup(key);
+	if (!half) {
+		*copy = *f;
+		copy->flags ^= FLOW_REPLY;
+		copy->packets = 0;
+		copy->bytes = 0;
+		/* refused if another CPU was faster, or a new flow has it: seen next time */
+		flows.insert(key, copy);
+		return 0;
+	}
+	return ct_same_original(half, f) ? 0 : -DROP_NO_FLOW;
+}
+
 /*
  * Accounts a packet to its flow. Two CPUs may carry one flow, so counts are
  * close, not exact; service counters are exact.
  */
-static __always_inline void ct_touch(struct flow *f, struct packet *p)
+static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 {
+	struct packet *p = &s->packet;
 	bool reply = f->flags & FLOW_REPLY;
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tick = now >> CHECK_SHIFT;
 	__u8 bits = 0;
 
-	f->last_seen = bpf_ktime_get_ns();
+	f->last_seen = now;
 	f->packets++;
 	f->bytes += p->length;
 	if (reply)
 		bits |= FLOW_SEEN_REPLY;
-	if (p->tcp_flags & TCP_FLAG_FIN_BYTE)
+	if (p->tcp_flags & TCP_FLAG_FIN_BYTE) {
 		bits |= reply ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
+		if (reply && !(f->state & FLOW_FIN_CLIENT))
+			bits |= FLOW_BACKEND_FIRST;
+	}
 	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
 		bits |= FLOW_RESET;
-	if (bits)
+	if ((f->state & bits) != bits) {
+		bool closed = ct_is_closed(f);
+
 		ct_set_state(f, &p->other, bits);
+		if (!closed && ct_is_closed(f))
+			ct_release_budget(f, &p->other);
+	}
+	if (tick - f->checked < CHECK_TICKS)
+		return 0;
+	f->checked = tick;
+	return ct_keep_other(f, s);
 }
 
 /* A flow as its first packet shows it, untranslated. */
@@ -115,13 +185,16 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
 	f->client_port = f->source_port = p->tuple.sport;
 	f->frontend_port = f->backend_port = p->tuple.dport;
 	f->last_seen = now;
+	f->checked = now >> CHECK_SHIFT;
 }
 
 /*
  * Claims the reply tuple of f. 0: it is ours now (or was already);
- * 1: another live flow has it, so another source port is needed.
+ * 1: another live flow has it, so another source port is needed. A closed
+ * one gives it up, but one in TIME_WAIT only where there is hardly a choice.
  */
-static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now)
+static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now,
+					  bool hurry)
 {
 	struct flow *taken;
 
@@ -130,16 +203,19 @@ static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, 
 	if (!flows.insert(key, f))
 		return 0;
 	taken = flows.lookup(key);
-	if (taken && !ct_same_original(taken, f) && !ct_is_closed(taken) && !ct_is_dead(taken, now))
+	if (taken && !ct_same_original(taken, f) && !ct_is_dead(taken, now) &&
+	    (!ct_is_closed(taken) || (ct_is_lingering(taken) && !hurry)))
 		return 1;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
 
 /* Writes the original half; the reply half is claimed before, so no reply goes astray. */
-static __always_inline int ct_write_original(struct flow *f, struct flow_key *key)
+static __always_inline int ct_write_original(struct flow *f, struct flow_key *key, __u32 length)
 {
 	ct_original_key(f, key);
 	f->flags &= ~FLOW_REPLY;
+	f->packets = 1;
+	f->bytes = length;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
 

@@ -16,7 +16,6 @@
 #define PODLANE_FORWARD_H
 
 #include "nat.h"
-#include "route.h"
 #include "verdict.h"
 
 static __always_inline struct node *node_get(void)
@@ -52,6 +51,38 @@ static __always_inline int flow_translate(struct __sk_buff *skb, struct packet *
 	if (flags & (reply ? FLOW_NAT_SRC : FLOW_NAT_DST))
 		return packet_rewrite_destination(skb, p, &p->other.dst, dport);
 	return 0;
+}
+
+/*
+ * Rewrites an ICMP error about a packet of a translated flow, so that its
+ * receiver finds the packet as it sent it. f is the half that a reply to the
+ * quoted packet would find, so the error travels as that reply would. The
+ * error's own source changes only if it is an end of the flow; a router on the
+ * way stays who it is (RFC 5508 section 4.2).
+ */
+static __always_inline int flow_translate_error(struct __sk_buff *skb, struct packet *p,
+						const struct flow *f)
+{
+	struct flow_key *sent = &p->other;
+	bool reply = f->flags & FLOW_REPLY;
+	int err;
+
+	if (!(f->flags & (FLOW_NAT_SRC | FLOW_NAT_DST)))
+		return 0;
+	/* the quoted packet as its sender, who now gets the error, sent it */
+	sent->src = reply ? f->client : f->backend;
+	sent->dst = reply ? f->frontend : f->source;
+	sent->sport = reply ? f->client_port : f->backend_port;
+	sent->dport = reply ? f->frontend_port : f->source_port;
+	if (addr_equal(&p->tuple.src, &p->inner.src)) {
+		err = packet_rewrite_source(skb, p, &sent->dst, 0);
+		if (err)
+			return err;
+	}
+	err = packet_rewrite_quote(skb, p, sent);
+	if (err)
+		return err;
+	return packet_rewrite_destination(skb, p, &sent->src, 0);
 }
 
 /* Whether the destination is the VXLAN port of this node or of a peer. */
@@ -156,6 +187,20 @@ static __always_inline int flow_set_source(struct flow *f, const struct node *n,
 	return 0;
 }
 
+/* A bound a pod, so that none can push the others' flows out of the table. */
+static __always_inline bool flow_limit_reached(const struct packet *p, const struct node *n)
+{
+	__u32 id = p->endpoint_id;
+	struct flow_budget *budget = endpoint_flows.lookup(&id);
+
+	if (!budget || !n->flows_per_pod)
+		return false;
+	if (budget->live >= n->flows_per_pod)
+		return true;
+	__sync_fetch_and_add(&budget->live, 1);
+	return false;
+}
+
 /*
  * The first packet of a flow. 0: both halves are written and path is where its
  * backend is; ACTION_PASS: not ours; else -DROP_x.
@@ -173,7 +218,10 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	int err;
 
 	ct_draft(draft, p, now);
-	draft->revive = packet_is_mid_flow(p);
+	if (p->tuple.protocol != IPPROTO_TCP)
+		draft->revive = REVIVE_FIRST;
+	else if (!packet_opens(p))
+		draft->revive = REVIVE_ONLY;
 	fe = hook == HOOK_FROM_OVERLAY || hook == HOOK_TO_UPLINK ? NULL : service_lookup(p);
 	if (fe && fe->kind != FRONTEND_ADDRESS) {
 		id = fe->service_id;
@@ -208,7 +256,7 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		err = flow_check_plain(skb, hook, p, n, f, &path);
 		if (err)
 			return err;
-		if (draft->revive && !path_masquerades(&path))
+		if (draft->revive == REVIVE_ONLY && !path_masquerades(&path))
 			return ACTION_PASS;
 	}
 	draft->plain = !fe;
@@ -218,13 +266,15 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		if (err)
 			return err;
 	}
+	if (hook == HOOK_FROM_POD && draft->revive != REVIVE_ONLY && flow_limit_reached(p, n))
+		return -DROP_FLOW_LIMIT;
 	err = nat_claim_source(skb, draft, p, n, now);
 	if (err == -DROP_NO_FLOW && draft->plain)
 		return ACTION_PASS;
 	if (err)
 		return err;
-	service_count(f, p, !draft->revive);
-	return ct_write_original(f, &p->other);
+	service_count(f, p, draft->revive != REVIVE_ONLY);
+	return ct_write_original(f, &p->other, p->length);
 }
 
 /* A flow that may not go on as it is: closed and opened anew, or its backend is gone. */
@@ -239,19 +289,65 @@ static __always_inline int flow_check(const struct packet *p, struct flow *f)
 	return packet_is_mid_flow(p) ? -DROP_BACKEND_GONE : 1;
 }
 
-static __always_inline int forward(struct __sk_buff *skb, enum hook hook, struct scratch *s)
+/* Hands a packet over: translates what is still to be translated, then sends it on its path. */
+static __always_inline int forward_known(struct __sk_buff *skb, struct scratch *s,
+					 const struct node *n, const struct flow *f)
 {
 	struct packet *p = &s->packet;
-	struct verdict *v = &s->verdict;
-	struct node *n = node_get();
-	struct path path = {};
-	__u32 uplink = 0;
-	struct flow *f;
+	bool reply = f->flags & FLOW_REPLY;
+	__u32 uplink = reply ? f->ifindex : 0;
+	struct path path;
 	int err;
 
-	if (!n)
-		return -DROP_CONFIG;
-	f = flows.lookup(&p->tuple);
+	s->verdict.service_id = f->service_id;
+	s->verdict.backend_id = f->backend_id;
+	s->verdict.flow_flags = f->flags;
+	p->other.dst = reply ? f->client : f->backend;
+	route_lookup(&p->other.dst, &path);
+	/* refused before anything is written, so that the answer quotes what was sent */
+	err = route_check(skb, p, n, &path, uplink);
+	if (err < 0)
+		return err;
+	if (p->icmp_error)
+		err = flow_translate_error(skb, p, f);
+	else
+		err = flow_translate(skb, p, f);
+	if (err)
+		return err;
+	return route_output(skb, p, n, &path, uplink, &s->verdict);
+}
+
+/* An ICMP error belongs to the flow of the packet that it quotes. 0: *found is it. */
+static __always_inline int forward_error(struct __sk_buff *skb, enum hook hook, struct scratch *s,
+					 const struct node *n, struct flow **found)
+{
+	struct packet *p = &s->packet;
+	struct path path;
+	int err;
+
+	/* only who got the quoted packet, or a router on its way, may complain of it */
+	if (hook == HOOK_FROM_POD && !addr_equal(&p->tuple.src, &p->inner.src))
+		return -DROP_ICMP_QUOTE;
+	*found = flows.lookup(&p->inner);
+	if (*found)
+		return (*found)->flags & FLOW_VIA_STACK ? ACTION_PASS : 0;
+	ct_draft(&s->draft, p, 0);
+	*found = &s->draft.flow;
+	route_lookup(&p->tuple.dst, &path);
+	err = flow_check_plain(skb, hook, p, n, *found, &path);
+	if (err)
+		return err;
+	/* the world can't be told of a flow that is not known here under a pod's address */
+	return path_masquerades(&path) ? -DROP_NO_FLOW : 0;
+}
+
+static __always_inline int forward_flow(struct __sk_buff *skb, enum hook hook, struct scratch *s,
+					const struct node *n, struct flow **found)
+{
+	struct packet *p = &s->packet;
+	struct flow *f = flows.lookup(&p->tuple);
+	int err;
+
 	if (f) {
 		err = flow_check(p, f);
 		if (err < 0)
@@ -259,29 +355,33 @@ static __always_inline int forward(struct __sk_buff *skb, enum hook hook, struct
 		if (err)
 			f = NULL;
 	}
-	if (f) {
-		ct_touch(f, p);
-		service_count(f, p, false);
-		if (f->flags & FLOW_VIA_STACK)
-			return ACTION_PASS;
-		if (f->flags & FLOW_REPLY)
-			uplink = f->ifindex;
-	} else {
-		f = &s->draft.flow;
-		err = flow_start(skb, hook, p, n, &s->draft);
-		if (err)
-			return err;
+	if (!f) {
+		*found = &s->draft.flow;
+		return flow_start(skb, hook, p, n, &s->draft);
 	}
-	v->service_id = f->service_id;
-	v->backend_id = f->backend_id;
-	v->flow_flags = f->flags;
-	err = flow_translate(skb, p, f);
+	*found = f;
+	err = ct_touch(f, s);
 	if (err)
 		return err;
-	if (uplink)
-		return route_output_uplink(skb, p, uplink, v);
-	route_lookup(&p->tuple.dst, &path);
-	return route_output(skb, p, n, &path, v);
+	service_count(f, p, false);
+	return f->flags & FLOW_VIA_STACK ? ACTION_PASS : 0;
+}
+
+static __always_inline int forward(struct __sk_buff *skb, enum hook hook, struct scratch *s)
+{
+	struct node *n = node_get();
+	struct flow *f = NULL;
+	int err;
+
+	if (!n)
+		return -DROP_CONFIG;
+	if (s->packet.icmp_error)
+		err = forward_error(skb, hook, s, n, &f);
+	else
+		err = forward_flow(skb, hook, s, n, &f);
+	if (err)
+		return err;
+	return f ? forward_known(skb, s, n, f) : -DROP_CONFIG;
 }
 
 #endif

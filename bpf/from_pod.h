@@ -62,8 +62,7 @@ static __always_inline int nd_answer(struct __sk_buff *skb, struct scratch *s, c
 	body[ND_SIZE] = ND_OPTION_TARGET_MAC;
 	body[ND_SIZE + 1] = 1;
 	__builtin_memcpy(body + ND_SIZE + 2, n->gateway_mac, ETH_ALEN);
-	/* an answer comes from the packet's destination, which was the solicited-node group */
-	s->packet.tuple.dst = n->gateway;
+	s->answer.source = n->gateway;
 	if (bpf_skb_change_tail(skb, ANSWER_L4 + length, 0) ||
 	    bpf_skb_load_bytes(skb, ETH_ALEN, mac, ETH_ALEN) ||
 	    packet_set_macs(skb, mac, (__u8 *)n->gateway_mac) ||
@@ -139,6 +138,7 @@ static __always_inline int from_pod_check_source(struct __sk_buff *skb, struct p
 		if (mac[i] != ep->mac[i])
 			return -DROP_SPOOFED_MAC;
 	id = ep->id;
+	p->endpoint_id = id;
 	c = endpoint_counters.lookup(&id);
 	if (c) {
 		c->from_packets++;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Answers: a refused packet is turned into the TCP reset or the ICMP port
- * unreachable that refuses it, and goes back the way it came.
+ * Answers: a packet that can't go on is turned into the TCP reset or the ICMP
+ * error that says so, and goes back the way it came.
  *
  * An answer inherits the packet's checksum state. If that is CHECKSUM_PARTIAL,
  * a device on the way may complete a checksum at the place where the old
@@ -18,11 +18,14 @@
 #define ANSWER_L4 (L3_OFFSET + L3_HEADER_SIZE)
 
 /* RFC 792, RFC 4443: what is quoted of the refused packet, up to its ports */
-#define ICMP_HEADER_SIZE 8
 #define ICMP_QUOTE_SIZE (L3_HEADER_SIZE + 8)
 
-#define ICMP_UNREACHABLE_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_DEST_UNREACH)
-#define ICMP_UNREACHABLE_CODE (FAMILY == 4 ? ICMP_PORT_UNREACH : ICMPV6_PORT_UNREACH)
+#define UNREACHABLE_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_DEST_UNREACH)
+#define UNREACHABLE_CODE (FAMILY == 4 ? ICMP_PORT_UNREACH : ICMPV6_PORT_UNREACH)
+#define TOO_BIG_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_PKT_TOOBIG)
+#define TOO_BIG_CODE (FAMILY == 4 ? ICMP_FRAG_NEEDED : 0)
+#define HOP_LIMIT_TYPE (FAMILY == 4 ? ICMP_TIME_EXCEEDED : ICMPV6_TIME_EXCEED)
+#define HOP_LIMIT_CODE (FAMILY == 4 ? ICMP_EXC_TTL : ICMPV6_EXC_HOPLIMIT)
 
 static __always_inline __u16 csum_fold(__u64 sum)
 {
@@ -32,12 +35,12 @@ static __always_inline __u16 csum_fold(__u64 sum)
 	return sum;
 }
 
-/* Of the answer: from the packet's destination to its source. */
+/* Of the answer: from s->answer.source to the packet's source. */
 static __always_inline __s64 csum_pseudo(struct scratch *s, __u32 length, __u8 protocol)
 {
 	struct pseudo_header *h = &s->answer.pseudo;
 
-	h->src = s->packet.tuple.dst;
+	h->src = s->answer.source;
 	h->dst = s->packet.tuple.src;
 	h->length = bpf_htonl(length);
 	h->protocol = bpf_htonl(protocol);
@@ -47,9 +50,10 @@ static __always_inline __s64 csum_pseudo(struct scratch *s, __u32 length, __u8 p
 /* RFC 1122 3.2.2, RFC 4443 2.4(e), RFC 9293 3.10.7: what must not be answered. */
 static __always_inline bool packet_may_be_answered(const struct packet *p)
 {
-	if (p->fragment != FRAGMENT_NONE || !p->plain || !p->has_ports || packet_is_echo(p))
+	if (p->fragment == FRAGMENT_LATER || !p->plain || p->tcp_flags & TCP_FLAG_RST_BYTE)
 		return false;
-	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
+	/* of ICMP only echoes: whatever else it is may be an error */
+	if (p->tuple.protocol == PROTOCOL_ICMP && p->icmp_type != ECHO_REQUEST)
 		return false;
 	return !addr_is_multicast(&p->tuple.src) && !addr_is_multicast(&p->tuple.dst) &&
 	       !addr_is_zero(&p->tuple.src);
@@ -67,7 +71,7 @@ static __always_inline int answer_write_ipv4(struct __sk_buff *skb, struct scrat
 	ip->frag_off = bpf_htons(0x4000); /* don't fragment */
 	ip->ttl = ANSWER_HOP_LIMIT;
 	ip->protocol = protocol;
-	ip->saddr = s->packet.tuple.dst.word[0];
+	ip->saddr = s->answer.source.word[0];
 	ip->daddr = s->packet.tuple.src.word[0];
 	ip->check = ~csum_fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
 	return bpf_skb_store_bytes(skb, L3_OFFSET, ip, sizeof(*ip), 0);
@@ -83,7 +87,7 @@ static __always_inline int answer_write_ipv6(struct __sk_buff *skb, struct scrat
 	ip->payload_len = bpf_htons(length);
 	ip->nexthdr = protocol;
 	ip->hop_limit = hop_limit;
-	__builtin_memcpy(&ip->saddr, &s->packet.tuple.dst, sizeof(struct addr));
+	__builtin_memcpy(&ip->saddr, &s->answer.source, sizeof(struct addr));
 	__builtin_memcpy(&ip->daddr, &s->packet.tuple.src, sizeof(struct addr));
 	return bpf_skb_store_bytes(skb, L3_OFFSET, ip, sizeof(*ip), 0);
 }
@@ -154,7 +158,9 @@ static __always_inline int answer_with_reset(struct __sk_buff *skb, struct scrat
 	return ACTION_ANSWER;
 }
 
-static __always_inline int answer_with_unreachable(struct __sk_buff *skb, struct scratch *s)
+/* An ICMP error that quotes the packet; rest is the second word of its header. */
+static __always_inline int answer_with_error(struct __sk_buff *skb, struct scratch *s, __u8 type,
+					     __u8 code, __be32 rest)
 {
 	__u16 length = ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE;
 	__u8 *body = s->answer.body;
@@ -163,35 +169,74 @@ static __always_inline int answer_with_unreachable(struct __sk_buff *skb, struct
 
 	_Static_assert(sizeof(s->answer.body) >= ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE,
 		       "an answer's body holds an ICMP header and its quote");
-	if (s->packet.tuple.protocol != IPPROTO_UDP)
-		return -DROP_ANSWERED;
 	if (bpf_skb_load_bytes(skb, L3_OFFSET, body + ICMP_HEADER_SIZE, ICMP_QUOTE_SIZE))
 		return -DROP_ANSWERED;
-	__builtin_memset(body, 0, ICMP_HEADER_SIZE);
-	body[0] = ICMP_UNREACHABLE_TYPE;
-	body[1] = ICMP_UNREACHABLE_CODE;
-	/* UDP's checksum stands at 6 and 7, which is in the unused field of this message */
+	body[0] = type;
+	body[1] = code;
+	*(__u16 *)&body[2] = 0;
+	*(__be32 *)&body[4] = rest;
+	/* UDP's checksum stands at 6 and 7, TCP's further on */
 	partial = answer_begin(skb, s, length, PROTOCOL_ICMP, ANSWER_L4 + 6);
 	if (partial < 0)
 		return partial;
 	if (FAMILY == 6)
 		pseudo = csum_pseudo(s, length, PROTOCOL_ICMP);
 	*(__u16 *)&body[2] = ~csum_fold(pseudo + bpf_csum_diff(0, 0, (void *)body, length, 0));
-	/* what a device then adds to this place keeps the message's own checksum true */
-	if (partial)
+	/*
+	 * What a device adds to a place that holds the pseudo-header sum keeps
+	 * the message's own checksum true. Only an unused word can hold it; an
+	 * MTU is left alone, and is right where no device completes checksums:
+	 * straight into the pod that sent the packet.
+	 */
+	if (partial && !rest && s->packet.tuple.protocol == IPPROTO_UDP)
 		*(__u16 *)&body[6] = csum_fold(pseudo);
 	if (bpf_skb_store_bytes(skb, ANSWER_L4, body, length, 0))
 		return -DROP_ANSWERED;
 	return ACTION_ANSWER;
 }
 
-static __always_inline int answer_refused(struct __sk_buff *skb, struct scratch *s)
+/* A bound a CPU and second, so that answers are no amplifier and no load. */
+static __always_inline bool answer_is_due(void)
 {
-	if (!packet_may_be_answered(&s->packet))
+	__u64 second = bpf_ktime_get_ns() / 1000000000ULL;
+	struct answer_budget *budget;
+	__u32 zero = 0;
+
+	budget = answer_budget.lookup(&zero);
+	if (!budget)
+		return false;
+	if (budget->second != second) {
+		budget->second = second;
+		budget->sent = 0;
+	}
+	return budget->sent++ < ANSWERS_PER_SECOND;
+}
+
+/* The answer to a packet dropped for this reason, if there is one. router: our own address. */
+static __always_inline int answer_drop(struct __sk_buff *skb, struct scratch *s, __u32 reason,
+				       const struct addr *router)
+{
+	bool refused = reason >= DROP_NO_BACKEND && reason <= DROP_NO_FLOW;
+
+	if (!refused && reason != DROP_HOP_LIMIT && reason != DROP_TOO_BIG)
 		return -DROP_ANSWERED;
-	if (s->packet.tuple.protocol == IPPROTO_TCP)
+	if (!packet_may_be_answered(&s->packet) || !answer_is_due())
+		return -DROP_ANSWERED;
+	if (!refused) {
+		s->answer.source = *router;
+		if (addr_is_zero(router))
+			return -DROP_ANSWERED;
+		if (reason == DROP_HOP_LIMIT)
+			return answer_with_error(skb, s, HOP_LIMIT_TYPE, HOP_LIMIT_CODE, 0);
+		return answer_with_error(skb, s, TOO_BIG_TYPE, TOO_BIG_CODE,
+					 bpf_htonl(s->packet.mtu));
+	}
+	s->answer.source = s->packet.tuple.dst;
+	if (s->packet.tuple.protocol == IPPROTO_TCP && s->packet.fragment == FRAGMENT_NONE)
 		return answer_with_reset(skb, s);
-	return answer_with_unreachable(skb, s);
+	if (s->packet.tuple.protocol == IPPROTO_UDP || s->packet.tuple.protocol == IPPROTO_SCTP)
+		return answer_with_error(skb, s, UNREACHABLE_TYPE, UNREACHABLE_CODE, 0);
+	return -DROP_ANSWERED;
 }
 
 #endif

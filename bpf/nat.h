@@ -42,13 +42,32 @@ static __always_inline bool nat_socket_has(struct __sk_buff *skb, const struct f
 	return true;
 }
 
+static __always_inline void nat_count_exhausted(const struct flow *f)
+{
+	struct exhausted_key key = {};
+	struct counter one = { .packets = 1 }, *c;
+
+	key.address = f->backend;
+	key.port = f->backend_port;
+	key.protocol = f->protocol;
+	c = exhausted.lookup(&key);
+	if (c)
+		__sync_fetch_and_add(&c->packets, 1);
+	else
+		exhausted.insert(&key, &one);
+}
+
+/* The last quarter of the tries takes ports that a backend may hold in TIME_WAIT. */
+#define HURRY_FROM (2 * MASQUERADE_TRIES - MASQUERADE_TRIES / 4)
+
 /* Tries the draft's source port. 0: the reply tuple is ours; 1: taken; else -DROP_x. */
-static __always_inline int nat_try(struct flow_draft *draft, struct flow_key *key, __u64 now)
+static __always_inline int nat_try(struct flow_draft *draft, struct flow_key *key, __u64 now,
+				   bool hurry)
 {
 	struct flow *half;
 
-	if (!draft->revive)
-		return ct_claim_reply(&draft->flow, key, now);
+	if (draft->revive == REVIVE_NO)
+		return ct_claim_reply(&draft->flow, key, now, hurry);
 	ct_reply_key(&draft->flow, key);
 	half = flows.lookup(key);
 	return half && ct_same_original(half, &draft->flow) ? 0 : 1;
@@ -70,26 +89,38 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 	int err = 1;
 
 	if (!draft->masquerade || !p->has_ports) {
-		err = nat_try(draft, &p->other, now);
+		/* claiming finds an old reply half by itself */
+		if (draft->revive == REVIVE_FIRST)
+			draft->revive = REVIVE_NO;
+		err = nat_try(draft, &p->other, now, true);
 		if (err <= 0)
 			return err;
 	}
 	if (p->has_ports && range) {
 		f->flags |= FLOW_NAT_SRC;
 #pragma clang loop unroll(disable)
-		for (int i = 0; i < MASQUERADE_TRIES; i++) {
-			f->source_port = bpf_htons(n->masquerade_min + (hash + i) % range);
+		for (int i = 0; i < 2 * MASQUERADE_TRIES; i++) {
+			/* the first round looks for the port that the flow had, the second takes one */
+			if (i == MASQUERADE_TRIES && draft->revive == REVIVE_FIRST)
+				draft->revive = REVIVE_NO;
+			if (i < MASQUERADE_TRIES == (draft->revive == REVIVE_NO))
+				continue;
+			f->source_port = bpf_htons(n->masquerade_min +
+						   (hash + i % MASQUERADE_TRIES) % range);
 			/* both ends of an echo carry the same identifier */
 			if (packet_is_echo(p))
 				f->backend_port = f->source_port;
-			if (draft->masquerade && !draft->revive && nat_socket_has(skb, f))
+			if (draft->masquerade && draft->revive == REVIVE_NO && nat_socket_has(skb, f))
 				continue;
-			err = nat_try(draft, &p->other, now);
+			err = nat_try(draft, &p->other, now, i >= HURRY_FROM);
 			if (err <= 0)
 				return err;
 		}
 	}
-	return draft->revive ? -DROP_NO_FLOW : -DROP_PORTS_EXHAUSTED;
+	if (draft->revive)
+		return -DROP_NO_FLOW;
+	nat_count_exhausted(f);
+	return -DROP_PORTS_EXHAUSTED;
 }
 
 #endif

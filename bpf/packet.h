@@ -32,10 +32,13 @@
 #define TCP_FLAG_RST_BYTE 0x04
 #define TCP_FLAG_ACK_BYTE 0x10
 
+#define IPV4_DONT_FRAGMENT 0x4000
 #define IPV4_FRAGMENT_MORE 0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 
 #define ICMP_ID_OFFSET 4
+#define ICMP_HEADER_SIZE 8
+#define ICMP_CSUM_OFFSET 2
 
 #define L3_CSUM_OFFSET ((int)__builtin_offsetof(struct iphdr, check))
 #define L3_SRC_OFFSET                                                   \
@@ -142,6 +145,7 @@ static __always_inline int packet_parse_ipv4(struct __sk_buff *skb, struct packe
 	p->plain = ip.ihl == 5;
 	p->fragment_id = bpf_ntohs(ip.id);
 	frag = bpf_ntohs(ip.frag_off);
+	p->may_fragment = !(frag & IPV4_DONT_FRAGMENT);
 	if (frag & IPV4_FRAGMENT_OFFSET)
 		p->fragment = FRAGMENT_LATER;
 	else if (frag & IPV4_FRAGMENT_MORE)
@@ -215,6 +219,64 @@ static __always_inline int packet_load_l4(struct __sk_buff *skb, const struct pa
 	return 0;
 }
 
+static __always_inline bool icmp_type_is_error(__u8 type)
+{
+	if (FAMILY == 4)
+		return type == ICMP_DEST_UNREACH || type == ICMP_SOURCE_QUENCH ||
+		       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+	/* RFC 4443 2.1: errors have the high bit clear */
+	return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
+}
+
+/*
+ * Reads what an ICMP error quotes. A quote that can't be read (cut short, a
+ * later fragment, extension headers) leaves icmp_error 0, and the packet is
+ * handled by its outer addresses alone.
+ */
+static __always_inline void packet_parse_quote(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 head[sizeof(struct ipv6hdr)];
+	struct flow_key *inner = &p->inner;
+	__u8 size = FAMILY == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+
+	p->inner_l3 = p->l4 + ICMP_HEADER_SIZE;
+	if (bpf_skb_load_bytes(skb, p->inner_l3, head, size))
+		return;
+	if (FAMILY == 4) {
+		if (head[0] >> 4 != 4 || (head[0] & 0xf) < 5)
+			return;
+		if (((head[6] << 8 | head[7]) & IPV4_FRAGMENT_OFFSET) != 0)
+			return;
+		inner->protocol = head[__builtin_offsetof(struct iphdr, protocol)];
+		p->inner_l4 = p->inner_l3 + (head[0] & 0xf) * 4;
+	} else {
+		if (head[0] >> 4 != 6)
+			return;
+		inner->protocol = head[__builtin_offsetof(struct ipv6hdr, nexthdr)];
+		p->inner_l4 = p->inner_l3 + sizeof(struct ipv6hdr);
+	}
+	__builtin_memcpy(&inner->dst, head + L3_SRC_OFFSET, sizeof(struct addr));
+	__builtin_memcpy(&inner->src, head + L3_DST_OFFSET, sizeof(struct addr));
+	if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
+		return;
+	switch (inner->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		inner->dport = *(__be16 *)&head[0];
+		inner->sport = *(__be16 *)&head[2];
+		break;
+	case PROTOCOL_ICMP:
+		if (head[0] != ECHO_REQUEST && head[0] != ECHO_REPLY)
+			return;
+		inner->sport = inner->dport = *(__be16 *)&head[ICMP_ID_OFFSET];
+		break;
+	default:
+		return;
+	}
+	p->icmp_error = 1;
+}
+
 static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	__u8 head[14];
@@ -229,16 +291,21 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 		if (p->l4 + (head[12] >> 4) * 4 > p->end)
 			return -DROP_TRUNCATED;
 		p->tcp_flags = head[13];
+		p->l4_size = (head[12] >> 4) * 4;
 		break;
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
 		if (packet_load_l4(skb, p, head, 8))
 			return -DROP_TRUNCATED;
+		p->l4_size = 8;
 		break;
 	case PROTOCOL_ICMP:
 		if (packet_load_l4(skb, p, head, 8))
 			return -DROP_TRUNCATED;
 		p->icmp_type = head[0];
+		p->l4_size = ICMP_HEADER_SIZE;
+		if (icmp_type_is_error(p->icmp_type))
+			packet_parse_quote(skb, p);
 		if (p->icmp_type == ECHO_REQUEST || p->icmp_type == ECHO_REPLY) {
 			p->tuple.sport = *(__be16 *)&head[ICMP_ID_OFFSET];
 			p->tuple.dport = p->tuple.sport;
@@ -422,13 +489,72 @@ static __always_inline int packet_rewrite_destination(struct __sk_buff *skb, str
 	return 0;
 }
 
-/* Takes off the hop that BPF makes in the kernel's place (RFC 1812 5.3.1, RFC 8200 3). */
+/*
+ * Writes an address into the packet that an ICMP error quotes. Over IPv4 the
+ * quoted header's own checksum makes up for the change, so ICMP's stays true.
+ */
+static __always_inline int packet_store_quoted_addr(struct __sk_buff *skb, const struct packet *p,
+						    int offset, struct addr *old, struct addr *new)
+{
+	__s64 diff;
+
+	if (addr_equal(old, new))
+		return 0;
+	if (FAMILY == 4) {
+		if (bpf_l3_csum_replace(skb, p->inner_l3 + L3_CSUM_OFFSET, old->word[0],
+					new->word[0], 4))
+			return -DROP_WRITE;
+	} else {
+		diff = bpf_csum_diff((void *)old, sizeof(*old), (void *)new, sizeof(*new), 0);
+		if (diff < 0 || bpf_l4_csum_replace(skb, p->l4 + ICMP_CSUM_OFFSET, 0, diff, 0))
+			return -DROP_WRITE;
+	}
+	return bpf_skb_store_bytes(skb, p->inner_l3 + offset, new, sizeof(*new), 0) ? -DROP_WRITE :
+										      0;
+}
+
+/* Likewise a port. The quoted transport checksum is left: nobody can check it over a cut packet. */
+static __always_inline int packet_store_quoted_port(struct __sk_buff *skb, const struct packet *p,
+						    int offset, __be16 old, __be16 new)
+{
+	if (old == new)
+		return 0;
+	if (bpf_l4_csum_replace(skb, p->l4 + ICMP_CSUM_OFFSET, old, new, 2))
+		return -DROP_WRITE;
+	return bpf_skb_store_bytes(skb, p->inner_l4 + offset, &new, sizeof(new), 0) ? -DROP_WRITE :
+										      0;
+}
+
+/* Rewrites both ends of the quoted packet: it went from src to dst, as its sender knew them. */
+static __always_inline int packet_rewrite_quote(struct __sk_buff *skb, struct packet *p,
+						struct flow_key *was)
+{
+	struct flow_key *inner = &p->inner;
+	int err;
+
+	/* inner is the tuple of the reply, so what was sent has it the other way round */
+	err = packet_store_quoted_addr(skb, p, L3_SRC_OFFSET, &inner->dst, &was->src);
+	if (err)
+		return err;
+	err = packet_store_quoted_addr(skb, p, L3_DST_OFFSET, &inner->src, &was->dst);
+	if (err)
+		return err;
+	if (inner->protocol == PROTOCOL_ICMP)
+		return packet_store_quoted_port(skb, p, ICMP_ID_OFFSET, inner->dport, was->sport);
+	err = packet_store_quoted_port(skb, p, 0, inner->dport, was->sport);
+	if (err)
+		return err;
+	return packet_store_quoted_port(skb, p, 2, inner->sport, was->dport);
+}
+
+/*
+ * Takes off the hop that BPF makes in the kernel's place (RFC 1812 5.3.1,
+ * RFC 8200 3). That there is one left was checked before anything was written.
+ */
 static __always_inline int packet_take_hop(struct __sk_buff *skb, struct packet *p)
 {
 	__u8 less = p->hop_limit - 1;
 
-	if (p->hop_limit <= 1)
-		return -DROP_HOP_LIMIT;
 	if (FAMILY == 4 &&
 	    bpf_l3_csum_replace(skb, L3_OFFSET + L3_CSUM_OFFSET, bpf_htons(p->hop_limit << 8),
 				bpf_htons(less << 8), 2))

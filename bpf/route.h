@@ -90,65 +90,98 @@ static __always_inline int route_set_tunnel(struct __sk_buff *skb, const struct 
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? -DROP_OVERLAY_KEY : 0;
 }
 
-/* Takes a hop off and hands the packet to where path leads. */
+/* Bytes of IP that the path's first link takes; 0: no bound of ours. */
+static __always_inline __u32 route_mtu(const struct node *n, const struct path *path, __u32 uplink)
+{
+	struct uplink *up;
+	__u32 ifindex = uplink;
+
+	if (!uplink) {
+		if (path->endpoint || !path->route)
+			return 0;
+		if (path->route->kind == ROUTE_TUNNEL)
+			return n->pod_mtu;
+		ifindex = path->route->ifindex;
+	}
+	up = uplinks.lookup(&ifindex);
+	return up ? up->mtu : 0;
+}
+
+/* Whether the packet, or each segment of it, is larger than mtu. */
+static __always_inline bool packet_exceeds(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
+{
+	__u32 size = p->length - L3_OFFSET;
+
+	if (skb->gso_size)
+		size = p->l4 - L3_OFFSET + p->l4_size + skb->gso_size;
+	return mtu && size > mtu;
+}
+
+/*
+ * Whether a packet may go this way: 0, or -DROP_x. An IPv4 packet that may be
+ * fragmented goes on by the node's stack, which fragments; BPF can't.
+ */
+static __always_inline int route_check(struct __sk_buff *skb, struct packet *p, const struct node *n,
+				       struct path *path, __u32 uplink)
+{
+	__u8 kind = path_kind(path);
+
+	if (!uplink && !path->endpoint) {
+		if (kind == ROUTE_LOCAL)
+			return -DROP_NO_POD;
+		if (kind == ROUTE_UNREACHABLE)
+			return -DROP_NO_ROUTE;
+		if (kind == ROUTE_SERVICE)
+			return -DROP_NO_SERVICE;
+		if (kind != ROUTE_TUNNEL && kind != ROUTE_NATIVE && kind != ROUTE_WORLD)
+			return 0;
+	}
+	if (p->hop_limit <= 1)
+		return -DROP_HOP_LIMIT;
+	p->mtu = route_mtu(n, path, uplink);
+	if (packet_exceeds(skb, p, p->mtu)) {
+		if (!p->may_fragment)
+			return -DROP_TOO_BIG;
+		p->to_stack = 1;
+	}
+	return 0;
+}
+
+/* Takes a hop off and hands the packet to where path leads, or out of the given uplink. */
 static __always_inline int route_output(struct __sk_buff *skb, struct packet *p,
-					const struct node *node, const struct path *path,
-					struct verdict *v)
+					const struct node *n, const struct path *path,
+					__u32 uplink, struct verdict *v)
 {
 	struct route *r = path->route;
 	int err;
 
-	if (path->endpoint)
-		return deliver_to_pod(skb, p, node, path->endpoint, v);
-	if (!r)
+	if (p->to_stack)
 		return ACTION_PASS;
-	switch (r->kind) {
-	case ROUTE_TUNNEL:
-	case ROUTE_NATIVE:
-	case ROUTE_WORLD:
-		break;
-	case ROUTE_LOCAL:
-		return -DROP_NO_POD;
-	case ROUTE_UNREACHABLE:
-		return -DROP_NO_ROUTE;
-	case ROUTE_SERVICE:
-		return -DROP_NO_SERVICE;
-	default:
-		return ACTION_PASS;
+	if (uplink) {
+		/* answers leave by the device that their question came by */
+		v->ifindex = uplink;
+	} else {
+		if (path->endpoint)
+			return deliver_to_pod(skb, p, n, path->endpoint, v);
+		if (!r || r->kind == ROUTE_NODE || r->kind == ROUTE_STACK)
+			return ACTION_PASS;
+		v->ifindex = r->kind == ROUTE_TUNNEL ? n->overlay_ifindex : r->ifindex;
 	}
 	err = packet_take_hop(skb, p);
 	if (err)
 		return err;
 	skb->tc_index = PACKET_DONE;
-	if (r->kind == ROUTE_TUNNEL) {
-		err = route_set_tunnel(skb, node, r);
-		if (err)
-			return err;
-		err = packet_set_macs(skb, (__u8 *)node->overlay_mac, (__u8 *)node->overlay_mac);
-		if (err)
-			return err;
-	}
-	v->ifindex = r->kind == ROUTE_TUNNEL ? node->overlay_ifindex : r->ifindex;
-	if (r->kind != ROUTE_WORLD) {
-		v->hop_family = r->hop_family;
-		__builtin_memcpy(v->hop, r->hop, sizeof(v->hop));
-	}
-	if (r->kind == ROUTE_TUNNEL)
-		return ACTION_TUNNEL;
-	return r->kind == ROUTE_NATIVE ? ACTION_NATIVE : ACTION_WORLD;
-}
-
-/* Out by a named uplink: answers leave by the device that their question came by. */
-static __always_inline int route_output_uplink(struct __sk_buff *skb, struct packet *p,
-					       __u32 ifindex, struct verdict *v)
-{
-	int err = packet_take_hop(skb, p);
-
+	if (uplink || !r || r->kind == ROUTE_WORLD)
+		return ACTION_WORLD;
+	v->hop_family = r->hop_family;
+	__builtin_memcpy(v->hop, r->hop, sizeof(v->hop));
+	if (r->kind == ROUTE_NATIVE)
+		return ACTION_NATIVE;
+	err = route_set_tunnel(skb, n, r);
 	if (err)
 		return err;
-	skb->tc_index = PACKET_DONE;
-	v->ifindex = ifindex;
-	return ACTION_WORLD;
+	err = packet_set_macs(skb, (__u8 *)n->overlay_mac, (__u8 *)n->overlay_mac);
+	return err ? err : ACTION_TUNNEL;
 }
 
 #endif

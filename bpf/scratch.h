@@ -32,16 +32,37 @@ struct packet {
 	__u8 icmp_type;
 	__u8 has_ports; /* ports (or an echo id) are in the tuple */
 	__u8 plain; /* no IPv4 options, no IPv6 extension headers */
-	__u8 zero[2];
+	__u8 may_fragment; /* IPv4 without DF */
+	__u8 to_stack; /* larger than the next link takes, and may be fragmented there */
+	__u8 icmp_error; /* an ICMP error, and what it quotes is in inner */
+	__u32 mtu; /* of the link that the packet is too big for */
+	__u32 l4_size; /* bytes of the transport header */
+	__u32 endpoint_id; /* the sending pod; 0: none */
+	__u32 inner_l3; /* offsets of the quoted packet */
+	__u32 inner_l4;
+	struct flow_key inner; /* tuple of a reply to the quoted packet */
 	struct flow_key other; /* room for the key of the flow's other half */
 	struct fragment_key whole; /* room for the key of the packet that this is a fragment of */
+};
+
+/* Whether a new flow may be an old one whose original half was evicted. */
+enum revive {
+	REVIVE_NO = 0, /* it opens a connection */
+	REVIVE_ONLY = 1, /* it is mid-flow: find the source port that it had, or refuse */
+	REVIVE_FIRST = 2, /* nothing tells: look for the port that it had, then take another */
+};
+
+struct answer_budget {
+	__u64 second; /* CLOCK_MONOTONIC */
+	__u32 sent;
+	__u32 zero;
 };
 
 /* A flow while it is made, and how its source port is to be chosen. */
 struct flow_draft {
 	struct flow flow;
 	__u8 masquerade; /* source is an address of this node: ports come from its range */
-	__u8 revive; /* mid-flow: only find the port that the flow had */
+	__u8 revive; /* enum revive */
 	__u8 plain; /* no Service */
 	__u8 zero[5];
 };
@@ -56,6 +77,7 @@ struct pseudo_header {
 
 /* Room for an answer that is built from nothing. */
 struct answer {
+	struct addr source;
 	struct pseudo_header pseudo;
 	__u8 header[40]; /* IP */
 	__u8 body[56]; /* ICMP, with what it quotes; TCP */

@@ -22,9 +22,9 @@ static __always_inline int to_pod_remember(struct packet *p, struct flow_draft *
 		return 0;
 	ct_draft(draft, p, bpf_ktime_get_ns());
 	f->flags = FLOW_VIA_STACK;
-	if (ct_claim_reply(f, &p->other, f->last_seen))
+	if (ct_claim_reply(f, &p->other, f->last_seen, true))
 		return -DROP_FLOW_TABLE;
-	return ct_write_original(f, &p->other);
+	return ct_write_original(f, &p->other, p->length);
 }
 
 static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *s)
@@ -45,9 +45,14 @@ static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *
 		return ACTION_PASS;
 	if (err)
 		return err;
-	f = flows.lookup(&p->tuple);
-	if (f) {
-		ct_touch(f, p);
+	f = p->icmp_error ? flows.lookup(&p->inner) : flows.lookup(&p->tuple);
+	if (f && p->icmp_error) {
+		err = flow_translate_error(skb, p, f);
+		if (err)
+			return err;
+	} else if (f) {
+		/* that another flow took the other half's tuple is for the hook that forwards to say */
+		ct_touch(f, s);
 		service_count(f, p, false);
 		s->verdict.service_id = f->service_id;
 		s->verdict.flow_flags = f->flags;
@@ -56,7 +61,7 @@ static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *
 			if (err)
 				return err;
 		}
-	} else {
+	} else if (!p->icmp_error) {
 		/* a full table costs the bypass, not the packet */
 		to_pod_remember(p, &s->draft);
 	}

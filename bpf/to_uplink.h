@@ -48,9 +48,15 @@ static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratc
 	/* the node's own packets are the node's own business */
 	if (err)
 		return endpoints.lookup(&p->tuple.src) ? err : ACTION_PASS;
-	f = flows.lookup(&p->tuple);
+	f = p->icmp_error ? flows.lookup(&p->inner) : flows.lookup(&p->tuple);
+	if (f && p->icmp_error) {
+		err = flow_translate_error(skb, p, f);
+		return err ? err : ACTION_PASS;
+	}
 	if (f) {
-		ct_touch(f, p);
+		err = ct_touch(f, s);
+		if (err)
+			return err;
 		service_count(f, p, false);
 		s->verdict.service_id = f->service_id;
 		s->verdict.flow_flags = f->flags;
@@ -59,6 +65,8 @@ static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratc
 	}
 	if (!endpoints.lookup(&p->tuple.src))
 		return ACTION_PASS;
+	if (p->icmp_error)
+		return -DROP_NO_FLOW;
 	return to_uplink_masquerade(skb, p, &s->draft);
 }
 

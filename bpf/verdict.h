@@ -8,7 +8,9 @@
 #define PODLANE_VERDICT_H
 
 #include <linux/pkt_cls.h>
+#include <linux/if_packet.h>
 #include "icmp.h"
+#include "route.h"
 
 /* bcc 0.26 declares this helper without the length of hop */
 static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *hop, int length,
@@ -25,10 +27,40 @@ static __always_inline void verdict_count(const struct packet *p, enum hook hook
 	}
 }
 
-/* Refused actively, where the packet may be answered at all. */
-static __always_inline bool verdict_is_refusal(__u32 reason)
+/* The address that this node answers with, as the packet's sender knows it. */
+static __always_inline const struct addr *verdict_router(struct __sk_buff *skb, enum hook hook)
 {
-	return reason >= DROP_NO_BACKEND && reason <= DROP_NO_FLOW;
+	__u32 zero = 0, ifindex = skb->ifindex;
+	struct uplink *up;
+	struct node *n;
+
+	if (hook == HOOK_FROM_UPLINK) {
+		up = uplinks.lookup(&ifindex);
+		return up ? &up->address : NULL;
+	}
+	n = node.lookup(&zero);
+	return n ? &n->router : NULL;
+}
+
+/* An answer goes back the way its packet came: into the pod, out of the uplink, through the tunnel. */
+static __always_inline int verdict_answer(struct __sk_buff *skb, struct scratch *s, enum hook hook)
+{
+	const struct addr *router = verdict_router(skb, hook);
+	struct route *back;
+	struct node *n;
+	__u32 zero = 0;
+	int err;
+
+	if (!router)
+		return -DROP_ANSWERED;
+	err = answer_drop(skb, s, s->verdict.reason, router);
+	if (err != ACTION_ANSWER || hook != HOOK_FROM_OVERLAY)
+		return err;
+	n = node.lookup(&zero);
+	back = route_find(&s->packet.tuple.src);
+	if (!n || !back || back->kind != ROUTE_TUNNEL || route_set_tunnel(skb, n, back))
+		return -DROP_ANSWERED;
+	return err;
 }
 
 static __always_inline int verdict_redirect(struct __sk_buff *skb, const struct verdict *v)
@@ -53,6 +85,11 @@ static __always_inline int verdict_redirect(struct __sk_buff *skb, const struct 
 		/* the kernel's own route by this device gives the next hop */
 		return redirect_neigh(v->ifindex, 0, 0, 0);
 	case ACTION_ANSWER:
+		/* straight into the pod no device completes a checksum that the packet left open */
+		if (v->hook == HOOK_FROM_POD) {
+			bpf_skb_change_type(skb, PACKET_HOST);
+			return bpf_redirect_peer(v->ifindex, 0);
+		}
 		skb->tc_index = PACKET_DONE;
 		return bpf_redirect(v->ifindex, 0);
 	case ACTION_PASS:
@@ -77,9 +114,8 @@ static __always_inline int verdict_return(struct __sk_buff *skb, struct scratch 
 		v->reason = -result;
 		verdict_count(p, hook, v->reason);
 		result = ACTION_DROP;
-		if ((hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK) &&
-		    verdict_is_refusal(v->reason)) {
-			result = answer_refused(skb, s);
+		if (hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK || hook == HOOK_FROM_OVERLAY) {
+			result = verdict_answer(skb, s, hook);
 			if (result < 0)
 				result = ACTION_DROP;
 		}

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 MODES = ("vxlan", "native")
 # Entries by map; maps with an entry a family have that many each. Room for 10,000 Services
-# with 10 endpoints each, 5,000 nodes, and 128 Ki flows.
+# with 10 endpoints each, 5,000 nodes, and 128 Ki flows (a flow is two entries).
 DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
     {
         "uplinks": 64,
@@ -41,8 +41,9 @@ DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
         "backends": 131072,
         "backend_counters": 131072,
         "names": 65536,
-        "flows": 131072,
+        "flows": 262144,
         "fragments": 4096,
+        "endpoint_flows": 1024,
     }
 )
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")

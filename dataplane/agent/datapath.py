@@ -172,6 +172,8 @@ class NodeDatapath:
                 pod_mtu=facts.pod_mtu,
                 overlay_mac=OVERLAY_MAC,
                 gateway_mac=GATEWAY_MAC,
+                # Half of the table, in flows of two entries each.
+                flows_per_pod=self._config.map_sizes["flows"] // 4,
             )
             self._tables.put(table, {0: row})
             self._tables.settle(

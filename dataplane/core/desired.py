@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from dataplane.core.draft import Draft
+from dataplane.core.draft import NO_SERVICE, Draft
 from dataplane.core.endpoints import SELECTABLE, Selection, select
 from dataplane.core.frontends import (
     Claim,
@@ -81,6 +81,7 @@ class Desired:
         self._entries: dict[ServiceKey, _Entry] = {}
         self._claims = Claims()
         self._synced = False
+        self._first = True
         self._marked: set[ServiceKey] = set(self._held.ports)
         self._touched: dict[FrontendKey, None] = {  # an ordered set
             key: None for rows in self._held.frontends.values() for key in rows
@@ -167,7 +168,10 @@ class Desired:
             self._update(key, now)
         self._marked.clear()
         self._write_frontends()
-        return draft.plan(grace=any(pool.settled for pool in pools))
+        # What an agent before us freed last, we don't know.
+        plan = draft.plan(grace=self._first or any(pool.settled for pool in pools))
+        self._first = self._first and not plan
+        return plan
 
     def wake(self) -> float | None:
         """When to ask for a plan though nothing changed: room comes back for what was left out."""
@@ -403,7 +407,8 @@ class Desired:
         members.word, members.ids = 0, ()
 
     def _remove(self, port: Port, now: float) -> None:
-        self._draft.service_gone(port.id)
+        if port.row != NO_SERVICE:
+            self._draft.service_gone(port.id)
         self._draft.name_gone(port.id)
         self._free(port.cluster, now)
         self._free(port.local, now)

@@ -106,8 +106,8 @@ class Draft:
         self._families[family].frontends_gone.append(key)
 
     def plan(self, grace: bool) -> Plan:
-        """The steps; grace if something is used again that packets on their way may hold."""
-        steps: list[Step] = [Grace()] if grace else []
+        """The steps, if any; grace if packets on their way may hold what is used again."""
+        steps: list[Step] = []
 
         def upsert(table: Table, rows: Writes) -> None:
             if rows:
@@ -133,4 +133,4 @@ class Draft:
         for family, writes in self._families.items():
             upsert(BACKENDS[family], writes.worse)
         delete(NAMES, self._names_gone)
-        return Plan(tuple(steps))
+        return Plan((Grace(), *steps) if grace and steps else tuple(steps))

@@ -93,7 +93,8 @@ class Holdings:
             tables[FRONTENDS[family]] = dict(self.frontends[family].items())
             tables[BACKENDS[family]] = dict(self.backends[family].items())
         for port in self.all_ports():
-            tables[SERVICES][port.id] = port.row
+            if port.row != NO_SERVICE:
+                tables[SERVICES][port.id] = port.row
             tables[NAMES][NameKey(NameKind.SERVICE, port.id)] = NameRow(port.name.text)
             for members in (port.cluster, port.local):
                 found = BackendSet.parse(members.word)

@@ -51,6 +51,7 @@ class Flow:
     protocol: int
     flags: int
     state: int
+    checked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

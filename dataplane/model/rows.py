@@ -43,6 +43,7 @@ class NodeRow:
     pod_mtu: int
     overlay_mac: bytes
     gateway_mac: bytes
+    flows_per_pod: int = 0
 
 
 @dataclass(frozen=True, slots=True)
