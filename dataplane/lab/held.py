@@ -46,6 +46,9 @@ class Tables:
     backends: Mapping[Family, Mapping[int, BackendRow]]
 
 
+_EMPTY = ServiceRow(cluster=0, local=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """One Service port as packets find it. odd: what contradicts itself, in words."""
@@ -72,9 +75,8 @@ def follow(tables: Tables) -> dict[ServiceName, Held]:
             name = ServiceName.parse(row.text)
         except ValueError:
             continue
-        service = tables.services.get(key.id)
-        if service is None:
-            continue
+        # A row of zeros reads as none: a Service port without endpoints or flags.
+        service = tables.services.get(key.id, _EMPTY)
         odd: list[str] = []
         cluster = _members(tables, name, key.id, service.cluster, odd)
         local = _members(tables, name, key.id, service.local, odd)
