@@ -8,6 +8,8 @@ Must not hide a test: each kernel's count is the host's, less the skips that
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +76,11 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, report
     return "\n".join(lines), found
 
 
+def _stop(number: int, _: object) -> None:
+    machine.end_all()
+    os._exit(128 + number)
+
+
 def main() -> int:
     """Run the kernels that the command line names; 0 if each is as it should be."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
@@ -102,6 +109,8 @@ def main() -> int:
     def run(kernel: kernels.Kernel) -> machine.Run:
         return machine.run_tests(kernel, SELECTION, build / "vm" / kernel.name, limit)
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     found = []
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         for done in pool.map(run, guests):

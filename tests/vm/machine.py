@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ MEMORY = "3G"
 SECONDS_OF_ONE_TEST = 600
 # Folders that tests or their tools write to; what the guest writes there is gone with it.
 WRITABLE = ("/etc", "/root", "/tmp", "/var")
+
+_guests: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,18 @@ class Run:
 
 def _read(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _end(guest: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(guest.pid, signal.SIGKILL)
+    guest.wait()
+
+
+def end_all() -> None:
+    """Switch off each guest that runs: they are no part of the caller's process group."""
+    for guest in tuple(_guests):
+        _end(guest)
 
 
 def run_tests(kernel: Kernel, selection: list[str], results: Path, limit: float) -> Run:
@@ -84,14 +99,14 @@ def run_tests(kernel: Kernel, selection: list[str], results: Path, limit: float)
             env={**os.environ, "PATH": path},
             start_new_session=True,
         )
+        _guests.add(guest)
         try:
             guest.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             timed_out = True
+            _end(guest)
         finally:
-            if guest.poll() is None:
-                os.killpg(guest.pid, signal.SIGKILL)
-                guest.wait()
+            _guests.discard(guest)
     junit = results / "junit.xml"
     booted = _read(results / "booted")
     return Run(
