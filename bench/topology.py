@@ -19,6 +19,7 @@ from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
 
 from bench.load import Target
+from dataplane.model.errors import BadEnvironment
 
 NAMESPACES = Path("/run/netns")
 UNDERLAY_MTU = 1500
@@ -43,7 +44,7 @@ class Net:
         self._stack.callback(ip, "netns", "delete", full)
         self.ip(name, "link", "set", "lo", "up")
         sysctl = ["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]
-        subprocess.run(["ip", "netns", "exec", full, *sysctl], check=True)
+        ip("netns", "exec", full, *sysctl)
 
     def ip(self, name: str, *words: str) -> None:
         """`ip` inside one of the namespaces."""
@@ -72,8 +73,10 @@ class Net:
 
 
 def ip(*words: str) -> None:
-    """iproute2, its own words on stderr."""
-    subprocess.run(["ip", *words], check=True)
+    """iproute2. Raises BadEnvironment in its own words."""
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise BadEnvironment(f"ip {' '.join(words)}", done.stderr.strip())
 
 
 @contextmanager
