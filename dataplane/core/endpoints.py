@@ -96,10 +96,16 @@ def _number(piece: EndpointSlice, port: str, protocol: Protocol) -> int:
 
 def _merge(a: SliceEndpoint, b: SliceEndpoint, node: str) -> SliceEndpoint:
     """One endpoint listed twice: the better state counts, and this node's claim to it."""
-    best = max(a, b, key=lambda e: (e.ready, e.serving and e.terminating, e.serving))
+    best = max(a, b, key=_worth)
     if node in (a.node_name, b.node_name) and best.node_name != node:
         best = replace(best, node_name=node)
     return best
+
+
+def _worth(endpoint: SliceEndpoint) -> int:
+    if endpoint.ready:
+        return 3
+    return endpoint.serving + (endpoint.serving and endpoint.terminating)
 
 
 Candidates = Sequence[tuple[Place, SliceEndpoint]]
