@@ -106,14 +106,12 @@ def _type(table: Table, c_type: str) -> tuple[Pack, Parse]:
     kind, _, name = c_type.partition(" ")
     if kind != "struct":
         return _U32.pack, lambda data: _U32.unpack(data)[0]
+    if name not in _ADDRESSES and name not in _ROWS:
+        raise Contradiction(f"table {table.pin}", f"no row class for struct {name}")
     layout = abi(table.family or Family.V4).struct(name)
     if name == "addr":
         return _address_codec(table, layout)
-    if name in _ADDRESSES:
-        return _build(table, layout, None)
-    if name not in _ROWS:
-        raise Contradiction(f"table {table.pin}", f"no row class for struct {name}")
-    return _build(table, layout, _ROWS[name])
+    return _build(table, layout, _ROWS.get(name))
 
 
 def _address_codec(table: Table, layout: Struct) -> tuple[Pack, Parse]:

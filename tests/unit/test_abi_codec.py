@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import typing
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -30,10 +31,8 @@ def _tables() -> list[Table]:
     found = []
     for name, declared in abi(Family.V4).maps.items():
         for family in Family if declared.per_family else [None]:
-            try:
+            with suppress(Contradiction):
                 found.append(codec(Table(name, family)).table)
-            except Contradiction as error:
-                assert error.why.startswith("no row class")
     return found
 
 
