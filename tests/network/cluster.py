@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataplane.agent.datapath import bundle_path
 from dataplane.cni.client import request
 from dataplane.kernel import netns
+from dataplane.kernel.compiler import compile_bundle
 
 PODLANE = str(Path(sys.executable).parent / "podlane")
 SIZES = {"flows": 4096, "services": 256, "slots": 4096, "backends": 1024, "backend_counters": 1024}
@@ -84,7 +86,7 @@ class AgentNode:
         if wait:
             self.wait_ready()
 
-    def wait_ready(self, seconds: float = 20) -> None:
+    def wait_ready(self, seconds: float = 40) -> None:
         assert self.process is not None
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -227,6 +229,7 @@ class Cluster:
             temporary.rename(self.manifests / f"{name}.yaml")
 
     def start(self) -> None:
+        compile_bundle(bundle_path())  # once, not by every agent at the same time
         for node in self.nodes:
             node.start(self.manifests, wait=False)
         for node in self.nodes:
