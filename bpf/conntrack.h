@@ -64,9 +64,10 @@ static __always_inline __u64 ct_lifetime(const struct flow *f)
 	return LIFETIME_OTHER;
 }
 
+/* Another CPU may have seen the flow later than now. */
 static __always_inline bool ct_is_dead(const struct flow *f, __u64 now)
 {
-	return now - f->last_seen > ct_lifetime(f) * NSEC;
+	return now > f->last_seen + ct_lifetime(f) * NSEC;
 }
 
 /* Same client and frontend: two entries of one flow. */
@@ -132,7 +133,12 @@ static __always_inline int ct_keep_other(struct flow *f, struct scratch *s)
 		flows.insert(key, copy);
 		return 0;
 	}
-	return ct_same_original(half, f) ? 0 : -DROP_NO_FLOW;
+	if (!ct_same_original(half, f))
+		return -DROP_NO_FLOW;
+	/* used in one direction only, a flow is alive as a whole, and its other tuple is not free */
+	if (f->last_seen > half->last_seen + NSEC)
+		half->last_seen = f->last_seen;
+	return 0;
 }
 
 /*
@@ -189,12 +195,21 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
 }
 
 /*
- * Claims the reply tuple of f. 0: it is ours now (or was already);
- * 1: another live flow has it, so another source port is needed. A closed
- * one gives it up, but one in TIME_WAIT only where there is hardly a choice.
+ * Whether another flow may have this one's reply tuple: it is dead, or closed.
+ * A tuple that the backend may hold in TIME_WAIT is given up only in a hurry.
  */
-static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now,
-					  bool hurry)
+static __always_inline bool ct_gives_up(const struct flow *taken, __u64 now, bool hurry)
+{
+	if (ct_is_dead(taken, now))
+		return true;
+	return ct_is_closed(taken) && (hurry || !ct_is_lingering(taken));
+}
+
+/*
+ * Claims the reply tuple of f. 0: it is ours now (or was already);
+ * 1: another live flow has it, so another source port is needed.
+ */
+static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now)
 {
 	struct flow *taken;
 
@@ -203,8 +218,7 @@ static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, 
 	if (!flows.insert(key, f))
 		return 0;
 	taken = flows.lookup(key);
-	if (taken && !ct_same_original(taken, f) && !ct_is_dead(taken, now) &&
-	    (!ct_is_closed(taken) || (ct_is_lingering(taken) && !hurry)))
+	if (taken && !ct_same_original(taken, f) && !ct_gives_up(taken, now, true))
 		return 1;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }
