@@ -280,11 +280,9 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 /* A flow that may not go on as it is: closed and opened anew, or its backend is gone. */
 static __always_inline int flow_check(const struct packet *p, struct flow *f)
 {
-	if (f->flags & FLOW_REPLY)
-		return 0;
 	if (packet_opens(p) && (ct_is_closed(f) || ct_is_dead(f, bpf_ktime_get_ns())))
 		return 1;
-	if (service_backend_holds(f))
+	if (f->flags & FLOW_REPLY || service_backend_holds(f))
 		return 0;
 	return packet_is_mid_flow(p) ? -DROP_BACKEND_GONE : 1;
 }
@@ -350,7 +348,10 @@ static __always_inline int forward_flow(struct __sk_buff *skb, enum hook hook, s
 
 	if (f) {
 		err = flow_check(p, f);
-		if (err < 0)
+		if (!err)
+			err = ct_touch(f, s);
+		/* only TCP can be told that its flow has ended; others begin anew */
+		if (err < 0 && p->tuple.protocol == IPPROTO_TCP)
 			return err;
 		if (err)
 			f = NULL;
@@ -360,9 +361,6 @@ static __always_inline int forward_flow(struct __sk_buff *skb, enum hook hook, s
 		return flow_start(skb, hook, p, n, &s->draft);
 	}
 	*found = f;
-	err = ct_touch(f, s);
-	if (err)
-		return err;
 	service_count(f, p, false);
 	return f->flags & FLOW_VIA_STACK ? ACTION_PASS : 0;
 }
