@@ -22,7 +22,7 @@ static __always_inline int to_pod_remember(struct packet *p, struct flow_draft *
 		return 0;
 	ct_draft(draft, p, bpf_ktime_get_ns());
 	f->flags = FLOW_VIA_STACK;
-	if (ct_claim_reply(f, &p->other, f->last_seen, true))
+	if (ct_claim_reply(f, &p->other, f->last_seen))
 		return -DROP_FLOW_TABLE;
 	return ct_write_original(f, &p->other, p->length);
 }
@@ -38,7 +38,7 @@ static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *
 
 	if (skb->tc_index == PACKET_DONE) {
 		skb->tc_index = 0;
-			return ACTION_PASS;
+		return ACTION_PASS;
 	}
 	err = packet_parse(skb, p);
 	if (err == -DROP_FRAGMENT)
