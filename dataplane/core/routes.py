@@ -9,8 +9,7 @@ addresses, own addresses. Must not read the kernel.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
@@ -204,15 +203,3 @@ def _inside(prefix: IPNetwork, ranges: Iterable[IPNetwork]) -> bool:
         and prefix.network_address in candidate
         for candidate in ranges
     )
-
-
-def node_ids(names: Iterable[str], known: Mapping[str, int]) -> dict[str, int]:
-    """A number for each node: the known one, else the lowest from 1 that no node has."""
-    wanted = sorted(set(names))
-    ids = {name: known[name] for name in wanted if name in known}
-    taken = set(ids.values())
-    free = (number for number in itertools.count(1) if number not in taken)
-    for name in wanted:
-        if name not in ids:
-            ids[name] = next(free)
-    return ids

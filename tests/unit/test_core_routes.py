@@ -4,10 +4,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from dataplane.core.routes import KernelRoute, RouteFacts, Routes, make_routes, node_ids
+from dataplane.core.routes import KernelRoute, RouteFacts, Routes, make_routes
 from dataplane.model.constants import RouteFlag, RouteKind
 from dataplane.model.net import Family
 from dataplane.model.objects import Node
@@ -188,15 +185,3 @@ def test_second_node_with_the_same_range_is_a_problem() -> None:
     assert [str(p) for p in routes.problems] == [
         "Node zwei: spec.podCIDRs: 10.244.2.0/24 is taken by Node two"
     ]
-
-
-@given(
-    st.lists(st.text("abc", max_size=3)),
-    st.dictionaries(st.text("abc", max_size=3), st.integers(1, 9)),
-)
-def test_node_ids_stay_and_are_distinct(names: list[str], known: dict[str, int]) -> None:
-    known = {name: number for number, name in {v: k for k, v in known.items()}.items()}
-    ids = node_ids(names, known)
-    assert set(ids) == set(names)
-    assert len(set(ids.values())) == len(ids)
-    assert all(ids[name] == known[name] for name in ids if name in known)
