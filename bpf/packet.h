@@ -127,6 +127,9 @@ static __always_inline int packet_parse_ipv4(struct __sk_buff *skb, struct packe
 
 	if (bpf_skb_load_bytes(skb, L3_OFFSET, &ip, sizeof(ip)))
 		return -DROP_TRUNCATED;
+	/* first, since whose a broken packet is decides who may drop it */
+	p->tuple.src.word[0] = ip.saddr;
+	p->tuple.dst.word[0] = ip.daddr;
 	if (ip.version != 4 || ip.ihl < 5)
 		return -DROP_MALFORMED;
 	/* of a GSO packet, total length 0 means beyond 64 KiB (BIG TCP) */
@@ -137,8 +140,6 @@ static __always_inline int packet_parse_ipv4(struct __sk_buff *skb, struct packe
 		if (p->end > p->length)
 			return -DROP_TRUNCATED;
 	}
-	p->tuple.src.word[0] = ip.saddr;
-	p->tuple.dst.word[0] = ip.daddr;
 	p->tuple.protocol = ip.protocol;
 	p->hop_limit = ip.ttl;
 	p->l4 = L3_OFFSET + ip.ihl * 4;
@@ -161,6 +162,9 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 
 	if (bpf_skb_load_bytes(skb, L3_OFFSET, &ip, sizeof(ip)))
 		return -DROP_TRUNCATED;
+	/* first, since whose a broken packet is decides who may drop it */
+	__builtin_memcpy(&p->tuple.src, &ip.saddr, sizeof(struct addr));
+	__builtin_memcpy(&p->tuple.dst, &ip.daddr, sizeof(struct addr));
 	if (ip.version != 6)
 		return -DROP_MALFORMED;
 	/* of a GSO packet, payload length 0 means beyond 64 KiB (BIG TCP) */
@@ -169,8 +173,6 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 		if (p->end > p->length)
 			return -DROP_TRUNCATED;
 	}
-	__builtin_memcpy(&p->tuple.src, &ip.saddr, sizeof(struct addr));
-	__builtin_memcpy(&p->tuple.dst, &ip.daddr, sizeof(struct addr));
 	p->hop_limit = ip.hop_limit;
 	p->plain = 1;
 	next = ip.nexthdr;
