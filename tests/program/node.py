@@ -342,6 +342,13 @@ class Node:
         key = packets.key(line, self.family, self.addresses)
         assert self.delete("flows", key), f"no flow {key} among {list(self.items('flows'))}"
 
+    def later(self, seconds: float) -> None:
+        """Let time pass for all flows: what the programs have written happened earlier."""
+        nanoseconds = int(seconds * 1e9)
+        for key, flow in self.flows().items():
+            seen, checked = flow.last_seen - nanoseconds, flow.checked - (nanoseconds >> 20)
+            self.put("flows", key, replace(flow, last_seen=seen, checked=checked & 0xFFFFFFFF))
+
     def flows(self, family: Family | None = None) -> dict[Any, Flow]:
         return self.items("flows", family)
 

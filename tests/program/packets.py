@@ -80,9 +80,7 @@ def key(line: str, family: Family, addresses: Addresses) -> FlowKey:
     sport, dport = said.sport, said.dport
     if said.protocol.startswith("echo"):
         sport = dport = said.option("id")
-    return FlowKey(
-        addresses[said.src], addresses[said.dst], sport, dport, number(said, family)
-    )
+    return FlowKey(addresses[said.src], addresses[said.dst], sport, dport, number(said, family))
 
 
 def build(line: str, family: Family, addresses: Addresses) -> Packet:

@@ -55,10 +55,18 @@ def test_a_segment_of_a_flow_that_nobody_knows_is_reset(
 def test_options_of_the_refused_segment_are_no_data(here: Node) -> None:
     line = "tcp client:40000 > empty:80"
     syn = packets.build(line, here.family, here.addresses)
-    syn[TCP].options = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 7)]
+    syn[TCP].options = [
+        ("MSS", 1460),
+        ("SAckOK", b""),
+        ("Timestamp", (1, 0)),
+        ("NOP", None),
+        ("WScale", 7),
+    ]
     frame = packets.frame(syn, here.family, world.GATEWAY_MAC, world.mac_of(world.CLIENT))
     sent = here.from_pod("client", frame)
-    sent.expect(refused("NO_BACKEND"), "tcp empty:80 > client:40000 RA seq=0 ack=1001 window=0 ip-id=0")
+    sent.expect(
+        refused("NO_BACKEND"), "tcp empty:80 > client:40000 RA seq=0 ack=1001 window=0 ip-id=0"
+    )
 
 
 def test_ethernet_padding_is_no_data(here: Node) -> None:
@@ -67,7 +75,9 @@ def test_ethernet_padding_is_no_data(here: Node) -> None:
     frame = here.build("tcp outside:40000 > here:30084", dst, src)
     padded = frame + bytes(max(60 - len(frame), 6))
     sent = here.from_uplink(padded)
-    sent.expect(refused("NO_BACKEND"), "tcp here:30084 > outside:40000 RA seq=0 ack=1001 window=0 ip-id=0")
+    sent.expect(
+        refused("NO_BACKEND"), "tcp here:30084 > outside:40000 RA seq=0 ack=1001 window=0 ip-id=0"
+    )
 
 
 @pytest.mark.parametrize("flags", ["R", "RA"])
@@ -106,7 +116,9 @@ def test_outside_is_told_so_too(here: Node) -> None:
     sent = here.from_uplink("udp outside:40000 > here:30054")
     sent.expect(refused("NO_BACKEND"), unreachable(here, sent, "here", "outside"))
     sent = here.from_uplink("tcp outside:40000 > here:30084")
-    sent.expect(refused("NO_BACKEND"), "tcp here:30084 > outside:40000 RA seq=0 ack=1001 window=0 ip-id=0")
+    sent.expect(
+        refused("NO_BACKEND"), "tcp here:30084 > outside:40000 RA seq=0 ack=1001 window=0 ip-id=0"
+    )
 
 
 def test_a_packet_with_options_is_refused_in_silence(here: Node) -> None:

@@ -54,7 +54,7 @@ ANYWHERE: list[Row] = [
         into("neighbour"),
         "tcp client:40000 > neighbour:80 ttl=1",
     ),
-    ("no hop is left", "tcp client:40000 > neighbour:80 ttl=1", dropped("HOP_LIMIT"), None),
+    ("no hop is left", "tcp client:40000 > neighbour:80 ttl=1", refused("HOP_LIMIT"), None),
     ("the node itself", "tcp client:40000 > here:22", PASSED, None),
     ("the node's second address", "udp client:40000 > here2:22", PASSED, None),
     ("the node's router address", "echo client > router", PASSED, None),
@@ -140,7 +140,7 @@ SERVICES: list[Row] = [
     (
         "TTL 1 is used up before the backend",
         "tcp client:40000 > near:80 ttl=1",
-        dropped("HOP_LIMIT"),
+        refused("HOP_LIMIT"),
         None,
     ),
     ("no endpoint", "tcp client:40000 > empty:80", refused("NO_BACKEND"), None),
@@ -199,7 +199,7 @@ WORLD: list[Row] = [
         out_by(),
         "tcp here:MASQ > there:22 ttl=63",
     ),
-    ("no hop is left", "tcp client:40000 > outside:443 ttl=1", dropped("HOP_LIMIT"), None),
+    ("no hop is left", "tcp client:40000 > outside:443 ttl=1", refused("HOP_LIMIT"), None),
 ]
 
 ENCAPSULATED: list[Row] = [
@@ -282,9 +282,7 @@ class TestNativeRouting:
             ),
         ]
     )
-    def test_a_pod_reaches(
-        self, here: Node, sent: str, verdict: Verdict, seen: str | None
-    ) -> None:
+    def test_a_pod_reaches(self, here: Node, sent: str, verdict: Verdict, seen: str | None) -> None:
         here.from_pod("client", sent).expect(verdict, seen)
 
 
@@ -301,9 +299,7 @@ SPOOFED: list[Row] = [
 
 
 @table(SPOOFED)
-def test_a_pod_cannot_send_from(
-    here: Node, sent: str, verdict: Verdict, seen: str | None
-) -> None:
+def test_a_pod_cannot_send_from(here: Node, sent: str, verdict: Verdict, seen: str | None) -> None:
     here.from_pod("client", sent).expect(verdict, seen)
     assert not here.flows()
 
@@ -314,7 +310,9 @@ def test_a_pod_cannot_send_from_another_mac(here: Node) -> None:
 
 
 def test_an_interface_that_is_no_known_pod_sends_nothing(here: Node) -> None:
-    frame = here.build("tcp client:40000 > neighbour:80", world.GATEWAY_MAC, world.mac_of(world.CLIENT))
+    frame = here.build(
+        "tcp client:40000 > neighbour:80", world.GATEWAY_MAC, world.mac_of(world.CLIENT)
+    )
     here.run("from_pod", world.STRANGER, frame).expect(dropped("SPOOFED_SOURCE"))
 
 

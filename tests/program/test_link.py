@@ -96,11 +96,15 @@ class TestNeighbourDiscovery:
     def family(self) -> Family:
         return Family.V6
 
-    def send(self, here: Node, message: Packet, dst: str, src: str = LINK_LOCAL, **ip: int) -> bytes:
+    def send(
+        self, here: Node, message: Packet, dst: str, src: str = LINK_LOCAL, **ip: int
+    ) -> bytes:
         ip = {"hlim": 255} | ip
         return bytes(
             Ether(dst=world.GATEWAY_MAC.hex(":"), src=POD_MAC.hex(":"))
-            / IPv6(src=str(here.addresses.get(src, src)), dst=str(here.addresses.get(dst, dst)), **ip)
+            / IPv6(
+                src=str(here.addresses.get(src, src)), dst=str(here.addresses.get(dst, dst)), **ip
+            )
             / message
         )
 

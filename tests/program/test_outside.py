@@ -96,7 +96,7 @@ FRONT_DOORS: list[Row] = [
         "tcp router:MASQ > neighbour:8080 ttl=63",
     ),
     ("no endpoint", "tcp outside:40000 > here:30084", refused("NO_BACKEND"), None),
-    ("no hop is left", "tcp outside:40000 > here:30080 ttl=1", dropped("HOP_LIMIT"), None),
+    ("no hop is left", "tcp outside:40000 > here:30080 ttl=1", refused("HOP_LIMIT"), None),
 ]
 
 THE_REST: list[Row] = [

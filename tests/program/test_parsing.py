@@ -286,10 +286,17 @@ def test_fragments_of_another_packet_do_not_follow(here: Node) -> None:
     here.from_pod("client", framed(here, late)).expect(dropped("FRAGMENT"))
 
 
-def test_a_refused_fragment_is_not_answered(here: Node) -> None:
+def test_only_the_first_fragment_of_a_refused_packet_is_answered(here: Node) -> None:
+    """RFC 1122 3.2.2. Over IPv6 none is, since its extension header is not quoted."""
     first, late, *_ = fragments_of(here, "udp client:40000 > empty:53 data=1400")
-    here.from_pod("client", framed(here, first)).expect(dropped("NO_BACKEND"))
+    told = refused("NO_BACKEND") if here.family is Family.V4 else dropped("NO_BACKEND")
+    here.from_pod("client", framed(here, first)).expect(told)
     here.from_pod("client", framed(here, late)).expect(dropped("NO_BACKEND"))
+
+
+def test_a_reset_is_made_of_whole_segments_only(here: Node) -> None:
+    first = fragments_of(here, "tcp client:40000 > empty:80 data=1400")[0]
+    here.from_pod("client", framed(here, first)).expect(dropped("NO_BACKEND"))
 
 
 def test_a_fragment_too_small_for_its_ports(here: Node) -> None:
@@ -302,13 +309,13 @@ def test_a_fragment_too_small_for_its_ports(here: Node) -> None:
 
 
 # ---- at the uplink: the host's own broken packets are the host's ----
-@pytest.mark.parametrize(
-    ("dst", "is_ours"), [("here", False), ("neighbour", True), ("near", True)]
-)
+@pytest.mark.parametrize(("dst", "is_ours"), [("here", False), ("neighbour", True), ("near", True)])
 def test_from_outside_only_what_is_for_pods_is_judged(here: Node, dst: str, is_ours: bool) -> None:
     frame = cut(here, f"tcp outside:1 > {dst}:80", 8)
     frame = world.mac_of(world.UPLINK) + world.SWITCH_MAC + frame[12:]
     here.from_uplink(frame).expect(dropped("TRUNCATED") if is_ours else PASSED)
+    whole = here.build(f"tcp outside:1 > {dst}:80", frame[:6], frame[6:12])
+    here.from_uplink(whole[:-1]).expect(dropped("TRUNCATED") if is_ours else PASSED)
 
 
 def test_an_icmp_error_is_no_flow_of_its_ports(here: Node) -> None:
@@ -316,9 +323,15 @@ def test_an_icmp_error_is_no_flow_of_its_ports(here: Node) -> None:
     quoted = packet_of(here, "udp neighbour:53 > client:40000")
     plain = packet_of(here, "echo client > neighbour")
     if here.family is Family.V4:
-        error: Packet = IP(src=plain.src, dst=plain.dst) / ICMP(type=3, code=3) / Raw(bytes(quoted)[:28])
+        error: Packet = (
+            IP(src=plain.src, dst=plain.dst) / ICMP(type=3, code=3) / Raw(bytes(quoted)[:28])
+        )
     else:
-        error = IPv6(src=plain.src, dst=plain.dst) / ICMPv6EchoRequest(type=1, code=4) / Raw(bytes(quoted)[:48])
+        error = (
+            IPv6(src=plain.src, dst=plain.dst)
+            / ICMPv6EchoRequest(type=1, code=4)
+            / Raw(bytes(quoted)[:48])
+        )
     assert here.from_pod("client", framed(here, error)).expect(into("neighbour")).frame
 
 

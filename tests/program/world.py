@@ -102,7 +102,10 @@ POD_MTU = 1450
 HASH_SEED = 0x5EED
 
 # ---- ranges ----
-POD_RANGE = {"here": ("10.244.1.0/24", "fd00:244:1::/64"), "there": ("10.244.2.0/24", "fd00:244:2::/64")}
+POD_RANGE = {
+    "here": ("10.244.1.0/24", "fd00:244:1::/64"),
+    "there": ("10.244.2.0/24", "fd00:244:2::/64"),
+}
 CLUSTER_RANGE = ("10.244.0.0/16", "fd00:244::/32")
 SERVICE_RANGE = ("10.96.0.0/16", "fd00:96::/112")
 KEPT_RANGE = ("198.18.0.0/15", "2001:db8:18::/48")
@@ -161,9 +164,7 @@ FAR = Service(2, TCP, (_cluster("far", 80), _node(30081)), (Backend(2, "remote",
 SELF = Service(3, TCP, (_cluster("self", 80),), (Backend(3, "client", 8080),))
 EMPTY = Service(4, TCP, (_cluster("empty", 80), _node(30084)))
 EMPTY_UDP = Service(5, UDP, (_cluster("empty", 53), _node(30054)))
-NEAR_UDP = Service(
-    6, UDP, (_cluster("near", 53), _node(30053)), (Backend(6, "neighbour", 5353),)
-)
+NEAR_UDP = Service(6, UDP, (_cluster("near", 53), _node(30053)), (Backend(6, "neighbour", 5353),))
 KEPT = Service(  # externalTrafficPolicy: Local, with an endpoint on this node
     7,
     TCP,
@@ -197,7 +198,7 @@ SERVICES = (
     NEAR, FAR, SELF, EMPTY, EMPTY_UDP, NEAR_UDP, KEPT, AWAY, INSIDE, PAIR, PAIR_UDP, DAEMON, TWIN,
     HOST_PORT,
 )  # fmt: skip
-SLOTS_PER_SERVICE = 8
+SLOTS_PER_SERVICE = 32
 EPOCH = 1
 
 
@@ -218,7 +219,9 @@ def routes(
     other = "there" if node == "here" else "here"
     names, rows = addresses(family), {}
 
-    def put(prefix: str, kind: RouteKind, flags: int = 0, ifindex: int = 0, hop: IPAddress | None = None) -> None:
+    def put(
+        prefix: str, kind: RouteKind, flags: int = 0, ifindex: int = 0, hop: IPAddress | None = None
+    ) -> None:
         network = ip_network(prefix)
         rows[RouteKey(network.prefixlen, network.network_address)] = RouteRow(
             int(kind), int(flags), ifindex, hop
