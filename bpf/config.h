@@ -20,7 +20,7 @@
 
 /* How many masquerade ports are tried for one flow before it is dropped. */
 #ifndef MASQUERADE_TRIES
-#define MASQUERADE_TRIES 32
+#define MASQUERADE_TRIES 16
 #endif
 
 /* How many answers (resets, ICMP errors) one CPU sends in a second before it keeps silent. */

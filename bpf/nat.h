@@ -10,7 +10,10 @@
 
 #include "service.h"
 
-/* Whether a socket of the node would get the replies of this flow. */
+/*
+ * Whether a socket of the node would get the replies of this flow. Each kind
+ * of socket is let go by itself, which halves what the verifier has to follow.
+ */
 static __always_inline bool nat_socket_has(struct __sk_buff *skb, const struct flow *f)
 {
 	struct bpf_sock_tuple tuple = {};
@@ -30,16 +33,21 @@ static __always_inline bool nat_socket_has(struct __sk_buff *skb, const struct f
 		tuple.ipv6.dport = f->source_port;
 		size = sizeof(tuple.ipv6);
 	}
-	if (f->protocol == IPPROTO_TCP)
+	if (f->protocol == IPPROTO_TCP) {
 		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else if (f->protocol == IPPROTO_UDP)
+		if (!sk)
+			return false;
+		bpf_sk_release(sk);
+		return true;
+	}
+	if (f->protocol == IPPROTO_UDP) {
 		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		return false;
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
+		if (!sk)
+			return false;
+		bpf_sk_release(sk);
+		return true;
+	}
+	return false;
 }
 
 static __always_inline void nat_count_exhausted(const struct flow *f)
@@ -58,69 +66,115 @@ static __always_inline void nat_count_exhausted(const struct flow *f)
 }
 
 /* The last quarter of the tries takes ports that a backend may hold in TIME_WAIT. */
-#define HURRY_FROM (2 * MASQUERADE_TRIES - MASQUERADE_TRIES / 4)
+#define HURRY_FROM (MASQUERADE_TRIES - MASQUERADE_TRIES / 4)
 
-/* Tries the draft's source port. 0: the reply tuple is ours; 1: taken; else -DROP_x. */
-static __always_inline int nat_try(struct flow_draft *draft, struct flow_key *key, __u64 now,
-				   bool hurry)
+/* One port of the tuple's order into the draft, and into key; an echo has one at both ends. */
+static __always_inline void nat_set_port(struct flow_draft *draft, struct flow_key *key,
+					 __be16 port)
 {
-	struct flow *half;
+	struct flow *f = &draft->flow;
 
-	if (draft->revive == REVIVE_NO)
-		return ct_claim_reply(&draft->flow, key, now, hurry);
-	ct_reply_key(&draft->flow, key);
-	half = flows.lookup(key);
-	return half && ct_same_original(half, &draft->flow) ? 0 : 1;
+	f->source_port = port;
+	if (f->protocol == PROTOCOL_ICMP)
+		f->backend_port = port;
+	key->sport = f->backend_port;
+	key->dport = port;
+}
+
+/*
+ * Looks for a source port in the order that the original tuple fixes: the one
+ * under which this flow's reply half stands (revive is then REVIVE_ONLY), else
+ * the first two that are free. The loop only looks into the flow table, so
+ * that the verifier's walk of it stays short; draft->port[] has what it found,
+ * 0 for none.
+ */
+static __always_inline void nat_find_ports(struct flow_draft *draft, struct flow_key *key,
+					   const struct node *n, __u32 hash, __u64 now)
+{
+	__u32 range = (__u32)n->masquerade_max - n->masquerade_min + 1;
+	struct flow *f = &draft->flow, *taken;
+
+	ct_reply_key(f, key);
+	if (!range)
+		return;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MASQUERADE_TRIES; i++) {
+		nat_set_port(draft, key, bpf_htons(n->masquerade_min + (hash + i) % range));
+		taken = flows.lookup(key);
+		if (taken) {
+			if (ct_same_original(taken, f)) {
+				draft->port[0] = f->source_port;
+				draft->revive = REVIVE_ONLY;
+				return;
+			}
+			if (!ct_gives_up(taken, now, i >= HURRY_FROM))
+				continue;
+		}
+		if (draft->revive == REVIVE_ONLY || draft->port[1])
+			continue;
+		draft->port[draft->port[0] != 0] = f->source_port;
+		if (draft->port[1] && draft->revive == REVIVE_NO)
+			return;
+	}
+}
+
+/*
+ * The first found port that no socket of the node has. Sockets get ports of
+ * this range only by asking for one, so two candidates are enough.
+ */
+static __always_inline bool nat_take_port(struct __sk_buff *skb, struct flow_draft *draft,
+					  struct flow_key *key)
+{
+	bool ours = draft->revive == REVIVE_ONLY || !draft->masquerade;
+
+	if (!draft->port[0])
+		return false;
+	nat_set_port(draft, key, draft->port[0]);
+	if (ours || !nat_socket_has(skb, &draft->flow))
+		return true;
+	nat_set_port(draft, key, draft->port[1]);
+	return draft->port[1] && !nat_socket_has(skb, &draft->flow);
 }
 
 /*
  * Gives a flow a source port under which no other flow to the same backend is
  * known, and claims the reply tuple. Its source address is set by the caller;
  * a flow that is not masqueraded keeps its own port unless another flow has
- * it. With revive nothing is claimed: the port is found under which this
- * flow's reply half still stands, or -DROP_NO_FLOW.
+ * it. A mid-flow packet (REVIVE_ONLY) claims nothing: the port is found under
+ * which its flow's reply half still stands, or -DROP_NO_FLOW.
  */
 static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_draft *draft,
 					    struct packet *p, const struct node *n, __u64 now)
 {
-	__u32 range = (__u32)n->masquerade_max - n->masquerade_min + 1;
-	__u32 hash = flow_hash(&p->tuple, n->hash_seed);
-	struct flow *f = &draft->flow;
-	int err = 1;
+	struct flow_key *key = &p->other;
+	struct flow *f = &draft->flow, *half;
+	int err;
 
 	if (!draft->masquerade || !p->has_ports) {
-		/* claiming finds an old reply half by itself */
-		if (draft->revive == REVIVE_FIRST)
-			draft->revive = REVIVE_NO;
-		err = nat_try(draft, &p->other, now, true);
-		if (err <= 0)
-			return err;
-	}
-	if (p->has_ports && range) {
-		f->flags |= FLOW_NAT_SRC;
-#pragma clang loop unroll(disable)
-		for (int i = 0; i < 2 * MASQUERADE_TRIES; i++) {
-			/* the first round looks for the port that the flow had, the second takes one */
-			if (i == MASQUERADE_TRIES && draft->revive == REVIVE_FIRST)
-				draft->revive = REVIVE_NO;
-			if (i < MASQUERADE_TRIES == (draft->revive == REVIVE_NO))
-				continue;
-			f->source_port = bpf_htons(n->masquerade_min +
-						   (hash + i % MASQUERADE_TRIES) % range);
-			/* both ends of an echo carry the same identifier */
-			if (packet_is_echo(p))
-				f->backend_port = f->source_port;
-			if (draft->masquerade && draft->revive == REVIVE_NO && nat_socket_has(skb, f))
-				continue;
-			err = nat_try(draft, &p->other, now, i >= HURRY_FROM);
+		if (draft->revive == REVIVE_ONLY) {
+			ct_reply_key(f, key);
+			half = flows.lookup(key);
+			if (half && ct_same_original(half, f))
+				return 0;
+		} else {
+			err = ct_claim_reply(f, key, now);
 			if (err <= 0)
 				return err;
 		}
 	}
-	if (draft->revive)
+	if (p->has_ports)
+		nat_find_ports(draft, key, n, flow_hash(&p->tuple, n->hash_seed), now);
+	if (draft->revive == REVIVE_ONLY && !draft->port[0])
 		return -DROP_NO_FLOW;
-	nat_count_exhausted(f);
-	return -DROP_PORTS_EXHAUSTED;
+	if (!nat_take_port(skb, draft, key)) {
+		nat_count_exhausted(f);
+		return -DROP_PORTS_EXHAUSTED;
+	}
+	f->flags |= FLOW_NAT_SRC;
+	if (draft->revive == REVIVE_ONLY)
+		return 0;
+	/* taken in the meantime by another CPU: the packet's sender tries again */
+	return ct_claim_reply(f, key, now) ? -DROP_FLOW_TABLE : 0;
 }
 
 #endif

@@ -64,7 +64,8 @@ struct flow_draft {
 	__u8 masquerade; /* source is an address of this node: ports come from its range */
 	__u8 revive; /* enum revive */
 	__u8 plain; /* no Service */
-	__u8 zero[5];
+	__u8 zero;
+	__be16 port[2]; /* source ports that were found; 0: none */
 };
 
 /* Sums alike for both families: RFC 793 3.1 and RFC 8200 8.1, in 32-bit words. */
