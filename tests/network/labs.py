@@ -61,6 +61,7 @@ class TestLab:
 
     __test__ = False
     name: str
+    within: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -68,16 +69,16 @@ class TestLab:
 
     def check(self) -> tuple[int, dict[str, Any]]:
         """`lab check -o json`: its status and what it printed."""
-        done = podlane("lab", "check", "--name", self.name, "-o", "json")
+        done = podlane("lab", "check", "--name", self.name, "-o", "json", within=self.within)
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 
     def status(self) -> dict[str, Any]:
-        done = podlane("lab", "status", "--name", self.name, "-o", "json")
+        done = podlane("lab", "status", "--name", self.name, "-o", "json", within=self.within)
         return dict(json.loads(done.stdout))
 
     def on_node(self, node: str, *command: str) -> str:
-        done = podlane("lab", "node", "--name", self.name, node, "--", *command)
+        done = podlane("lab", "node", "--name", self.name, node, "--", *command, within=self.within)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -86,30 +87,38 @@ class TestLab:
         return [pod for pod in self.status()["pods"] if pod["name"].startswith(prefix)]
 
 
-def podlane(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command; it is echoed, so that a failure can be repeated by hand."""
-    print("$ podlane", " ".join(words))
+def podlane(
+    *words: str, text: str = "", within: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the command; it is echoed, so that a failure can be repeated by hand.
+
+    within: a command that runs others, such as nsenter's with its options.
+    """
+    print("$", *within, "podlane", *words)
     done = subprocess.run(
-        [str(PODLANE), *words], input=text, capture_output=True, text=True, check=False
+        [*within, str(PODLANE), *words], input=text, capture_output=True, text=True, check=False
     )
     print(done.stderr, end="")
     return done
 
 
 def new_name() -> str:
+    """A lab's name that no other has."""
     return f"t{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
-def lab(manifest: str, *options: str, name: str = "") -> Iterator[TestLab]:
+def lab(manifest: str, *options: str, within: tuple[str, ...] = ()) -> Iterator[TestLab]:
     """A lab from a manifest's text, gone afterwards."""
-    name = name or new_name()
+    name = new_name()
     try:
-        done = podlane("lab", "up", "--name", name, "-f", "-", *options, text=manifest)
+        done = podlane(
+            "lab", "up", "--name", name, "-f", "-", *options, text=manifest, within=within
+        )
         assert done.returncode == 0, done.stderr
-        yield TestLab(name)
+        yield TestLab(name, within)
     finally:
-        podlane("lab", "down", "--name", name)
+        podlane("lab", "down", "--name", name, within=within)
 
 
 def failed(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,14 +24,14 @@ from dataplane.kernel import bpf
 from dataplane.kernel.maps import Maps
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
-from tests.network.labs import TWO_WEB, TestLab, failed, lab
+from tests.network.labs import SHOP, TWO_WEB, TestLab, failed, lab
 
 BACKENDS = Table("backends", Family.V4)
 
 
-@pytest.fixture(scope="module", params=["vxlan", "native"])
-def running(request: pytest.FixtureRequest) -> Iterator[TestLab]:
-    with lab(TWO_WEB, "--nodes", "2", "--mode", request.param) as one:
+@pytest.fixture(scope="module")
+def running() -> Iterator[TestLab]:
+    with lab(TWO_WEB, "--nodes", "2") as one:
         yield one
 
 
@@ -160,6 +160,19 @@ def test_another_server_in_a_pods_place_is_named(running: TestLab) -> None:
     )
     assert inside == 0
     expect_failure(running, "were answered by x/impostor, which is not an endpoint here")
+
+
+@pytest.mark.parametrize("family", ["dual", "ipv4", "ipv6"])
+@pytest.mark.parametrize("mode", ["vxlan", "native"])
+def test_the_example_is_fine_in_every_mode_and_family(mode: str, family: str) -> None:
+    with lab(SHOP.read_text(), "--mode", mode, "--family", family) as one:
+        status, report = one.check()
+        assert status == 0, failed(report)
+        families = {"dual": {"ipv4", "ipv6"}}.get(family, {family})
+        assert {row["family"] for row in report["services"]} == families
+        types = {row["type"] for row in report["services"]}
+        assert types == {"ClusterIP", "NodePort", "LoadBalancer", "Headless", "Pod"}
+        assert {row["protocol"] for row in report["services"]} == {"TCP", "UDP"}
 
 
 def test_nothing_to_ask_is_not_ok() -> None:
