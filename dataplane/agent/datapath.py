@@ -12,9 +12,10 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from dataplane.agent import node
+from dataplane.agent import node, uplinks
 from dataplane.agent.config import Config
 from dataplane.agent.facts import (
     GATEWAY_MAC,
@@ -40,7 +41,7 @@ from dataplane.kernel.maps import Writer
 from dataplane.kernel.netlink import Links
 from dataplane.kernel.source import find_sources
 from dataplane.model.constants import NameKind, NodeFlag
-from dataplane.model.errors import TableFull
+from dataplane.model.errors import BadEnvironment, TableFull
 from dataplane.model.net import Family, IPAddress
 from dataplane.model.objects import Batch, Kind, Node, Problem
 from dataplane.model.rows import NameKey, NameRow, NodeRow, PeerRow, Table, UplinkRow
@@ -77,6 +78,7 @@ class NodeDatapath:
         self._nodes_changed = True
         self._source_problems: tuple[Problem, ...] = ()
         self._route_problems: tuple[Problem, ...] = ()
+        self._node_problems: tuple[Problem, ...] = ()
         self._routes = Routes()
         self._synced = False
         self._up = False
@@ -139,13 +141,46 @@ class NodeDatapath:
         if plan:
             refused = self._writer.execute(plan)
             log("tables_written", entries=plan.entries)
-        problems = {*self._source_problems, *self._route_problems, *self._desired.problems()}
+        problems = {
+            *self._source_problems,
+            *self._node_problems,
+            *self._route_problems,
+            *self._desired.problems(),
+        }
         problems.update(map(_no_room, refused))
         return tuple(str(problem) for problem in sorted(problems))
 
     def wake(self) -> float | None:
         """When `apply` wants to be called though nothing changed (time.monotonic)."""
         return self._desired.wake()
+
+    def watched(self) -> frozenset[int]:
+        """Devices whose changes matter here."""
+        return frozenset(uplink.index for uplink in self._facts.uplinks)
+
+    def look_again(self) -> None:
+        """Addresses, routes or uplinks of the node may be others: find out, and follow.
+
+        Writes rows of uplinks; routes and Services follow with the next `apply`.
+        """
+        self._node_problems = ()
+        try:
+            found = uplinks.discover(self._links, self._config.uplinks, self._facts.addresses)
+        except BadEnvironment as lost:
+            self._node_problems = (Problem(lost.what, "uplinks", lost.why),)
+            return
+        if found != self._facts.uplinks:
+            self._facts = replace(self._facts, uplinks=found)
+            log("uplinks_changed", uplinks=[uplink.name for uplink in found])
+            self._put_uplinks()
+            with ExitStack() as kept:
+                for words in node.attach(self._links, self._store, self._hooks, self._facts, kept):
+                    log("program_attached", place=words)
+                for name in node.apply_settings(self._links, self._store, self._facts, kept):
+                    log("setting_changed", name=name)
+                kept.pop_all()
+        self._nodes_changed = True
+        self._desired.configure(self._settings(self._nodes.get(self._facts.name)))
 
     # -- rows ----------------------------------------------------------------------
 
@@ -176,13 +211,17 @@ class NodeDatapath:
                 flows_per_pod=self._config.map_sizes["flows"] // 4,
             )
             self._tables.put(table, {0: row})
+        self._put_uplinks()
+
+    def _put_uplinks(self) -> None:
+        for family, table in UPLINKS.items():
             self._tables.settle(
-                UPLINKS[family],
+                table,
                 {
                     uplink.index: UplinkRow(
                         uplink.addresses.get(family, NOTHING[family]), uplink.mtu, uplink.mac
                     )
-                    for uplink in facts.uplinks
+                    for uplink in self._facts.uplinks
                 },
             )
 

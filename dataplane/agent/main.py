@@ -11,6 +11,7 @@ pods go on without it.
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import signal
 import time
@@ -25,12 +26,20 @@ from dataplane.agent.log import log
 from dataplane.agent.rundir import SOCKET, RunDir
 from dataplane.cni.server import Server
 from dataplane.cni.store import Store
-from dataplane.kernel.netlink import Links
-from dataplane.model.errors import BadEnvironment, BadInput
+from dataplane.kernel.netlink import Events, Links
+from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 from dataplane.model.objects import Batch, Node
 from dataplane.sources.watch import watch
 
 STORE = "pods.db"
+SETTLE_SECONDS = 0.1
+
+
+class _Word(enum.Enum):
+    """What the loop is told beside batches."""
+
+    STOP = enum.auto()
+    NETWORK = enum.auto()
 
 
 def run(config: Config, manifests: Path | None) -> int:
@@ -60,10 +69,10 @@ def run(config: Config, manifests: Path | None) -> int:
 
 
 async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
-    stop = asyncio.Event()
+    inbox: asyncio.Queue[Batch | _Word] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, inbox.put_nowait, _Word.STOP)
     with ExitStack() as closing:
         links = closing.enter_context(Links())
         store = closing.enter_context(Store(config.state_dir / STORE))
@@ -73,6 +82,7 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
             (o for o in batch.upserts if isinstance(o, Node) and o.name == config.node_name), None
         )
         facts = node.find_facts(config, links, own)
+        events = closing.enter_context(Events())
         datapath = closing.enter_context(NodeDatapath.bring_up(config, facts, own, links, store))
         report = _Report(rundir)
         report.problems(datapath.apply(batch))
@@ -81,31 +91,48 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
         await server.start()
         report.ready()
         log("node_ready", node=config.node_name, mode=config.mode, pod_mtu=facts.pod_mtu)
+
+        def look() -> None:
+            if events.read(datapath.watched()):
+                loop.call_later(SETTLE_SECONDS, inbox.put_nowait, _Word.NETWORK)
+
+        loop.add_reader(events.fileno(), look)
         try:
-            await _follow(source, datapath, report, stop)
+            async with asyncio.TaskGroup() as tasks:
+                pump = tasks.create_task(_pump(source, inbox))
+                await _follow(inbox, datapath, report)
+                pump.cancel()
+        except* PodlaneError as group:
+            raise group.exceptions[0] from None
         finally:
+            loop.remove_reader(events.fileno())
             await server.stop()
         log("agent_stopped", node=config.node_name)
 
 
+async def _pump(source: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Word]) -> None:
+    async for batch in source:
+        inbox.put_nowait(batch)
+
+
 async def _follow(
-    source: AsyncIterator[Batch], datapath: NodeDatapath, report: _Report, stop: asyncio.Event
+    inbox: asyncio.Queue[Batch | _Word], datapath: NodeDatapath, report: _Report
 ) -> None:
-    """Take in what the source sees until told to stop."""
-    stopped = asyncio.ensure_future(stop.wait())
-    coming = asyncio.ensure_future(anext(source))
+    """Take in what the source saw and what changed on the node, until told to stop."""
     while True:
         wake = datapath.wake()
         timeout = None if wake is None else max(0.0, wake - time.monotonic())
-        await asyncio.wait((stopped, coming), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if stopped.done():
-            coming.cancel()
+        try:
+            async with asyncio.timeout(timeout):
+                word = await inbox.get()
+        except TimeoutError:
+            word = Batch()
+        if word is _Word.STOP:
             return
-        if coming.done():
-            report.problems(datapath.apply(coming.result()))
-            coming = asyncio.ensure_future(anext(source))
-        else:
-            report.problems(datapath.apply(Batch()))
+        if word is _Word.NETWORK:
+            datapath.look_again()
+            word = Batch()
+        report.problems(datapath.apply(word))
 
 
 class _Report:

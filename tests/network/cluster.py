@@ -86,7 +86,7 @@ class AgentNode:
         if wait:
             self.wait_ready()
 
-    def wait_ready(self, seconds: float = 40) -> None:
+    def wait_ready(self, seconds: float = 60) -> None:
         assert self.process is not None
         until = time.monotonic() + seconds
         while time.monotonic() < until:

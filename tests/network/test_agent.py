@@ -188,6 +188,24 @@ def test_what_is_not_served_is_in_the_status_and_the_rest_is(cluster: Cluster) -
     _wait(lambda: one.status()["problems"] == [])
 
 
+def test_a_changed_address_or_route_of_the_node_is_followed(cluster: Cluster) -> None:
+    one = cluster.nodes[0]
+    before = _routes(one)
+    sh(f"ip -n {one.ns} route add 198.51.100.0/24 via 192.0.2.100")
+    sh(f"ip -n {one.ns} addr add 192.0.2.201/24 dev eth0")
+    sh(f"ip -n {one.ns} link set eth0 mtu 1499")
+    try:
+        _wait(lambda: _routes(one).get("198.51.100.0/24") == "world")
+        _wait(lambda: _routes(one).get("192.0.2.201/32") == "node")
+        _wait(lambda: "uplinks_changed" in one.log())
+    finally:
+        sh(f"ip -n {one.ns} link set eth0 mtu 1500")
+        sh(f"ip -n {one.ns} addr del 192.0.2.201/24 dev eth0")
+        sh(f"ip -n {one.ns} route del 198.51.100.0/24")
+    _wait(lambda: _routes(one) == before)
+    one.in_pod("a", "ping -c1 -W1 10.244.2.11")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -290,6 +308,11 @@ def _answers(node: AgentNode, pod: str, address: str) -> set[str]:
 def _service_ids(node: AgentNode) -> dict[str, int]:
     rows = json.loads(sh(f"{PODLANE} services --bpffs {node.folder}/bpf -o json"))
     return {row["service"]: row["id"] for row in rows}
+
+
+def _routes(node: AgentNode) -> dict[str, str]:
+    rows = json.loads(sh(f"{PODLANE} routes --bpffs {node.folder}/bpf -o json"))
+    return {row["prefix"]: row["kind"] for row in rows}
 
 
 def _settings(node: AgentNode) -> str:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Self
 
 from dataplane.kernel.netlink import wire
+from dataplane.kernel.netlink.events import Events
 from dataplane.kernel.netlink.sysctl import Sysctls
 from dataplane.kernel.netlink.tc import Tc
 from dataplane.kernel.netlink.values import (
+    OUR_ROUTES,
     Address,
     Direction,
     Filter,
@@ -34,6 +36,7 @@ __all__ = [
     "OUR_ROUTES",
     "Address",
     "Direction",
+    "Events",
     "Filter",
     "KernelRoute",
     "Link",
@@ -44,9 +47,6 @@ __all__ = [
     "Tc",
     "open_netns",
 ]
-
-OUR_ROUTES = 0x70
-"""Our mark on routes (rtm_protocol), so that ours can be told from others'."""
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP, _IFF_NOARP = 0x1, 0x80

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from dataplane.model.net import IPAddress, IPNetwork
 
+OUR_ROUTES = 0x70
+"""Our mark on routes (rtm_protocol), so that ours can be told from others'."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Link:
