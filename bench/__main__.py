@@ -79,7 +79,9 @@ def main() -> int:
             report.write(result)
         results += found
         words.print(f"{name}: measured in {time.monotonic() - begin:.0f} s")
-    report.show(results, Console(highlight=False, markup=False))
+    # A log has no width of its own: there, no cell is folded.
+    width = None if sys.stdout.isatty() else 200
+    report.show(results, Console(highlight=False, markup=False, width=width))
     return status
 
 
