@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -27,8 +28,7 @@ def nodes(
         stack.callback(sandbox.close)
         made = []
         for name in ("here", "there"):
-            folder = sandbox.bpffs / name
-            datapath = sandbox.do(lambda folder=folder: loader.load(bundle, folder))
+            datapath = sandbox.do(partial(loader.load, bundle, sandbox.bpffs / name))
             stack.callback(datapath.close)
             made.append(Node(name, datapath, sandbox))
         yield made[0], made[1]

@@ -35,6 +35,9 @@ from tests.program.sandbox import Sandbox
 
 ABI = abi(Family.V4)
 Drop, Action, Hook = ABI.enum("drop"), ABI.enum("action"), ABI.enum("hook")
+# Their members are known when abi.h is read, so not to a type checker.
+Flag: Any = ABI.enum("flow_flag")
+State: Any = ABI.enum("flow_state")
 DROP_MAX = ABI.constant("DROP_MAX")
 
 # tc verdicts: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
@@ -332,15 +335,17 @@ class Node:
         return (pod in ("remote", "there")) != (self.name == "here")
 
     # ---- flows ----
-    def flow(self, line: str) -> Flow | None:
-        """The flow table's entry of a packet's tuple."""
-        found: Flow | None = self.get("flows", packets.key(line, self.family, self.addresses))
+    def flow(self, line: str) -> Flow:
+        """The flow table's entry of a packet's tuple, which must be there."""
+        key = packets.key(line, self.family, self.addresses)
+        found: Flow | None = self.get("flows", key)
+        assert found is not None, f"no flow {key} among {list(self.flows())}"
         return found
 
     def forget(self, line: str) -> None:
         """Evict the entry of a packet's tuple, which must be there."""
         key = packets.key(line, self.family, self.addresses)
-        assert self.delete("flows", key), f"no flow {key} among {list(self.items('flows'))}"
+        assert self.delete("flows", key), f"no flow {key} among {list(self.flows())}"
 
     def later(self, seconds: float) -> None:
         """Let time pass for all flows: what the programs have written happened earlier."""

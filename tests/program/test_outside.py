@@ -252,11 +252,19 @@ class TestMasquerade:
     @pytest.mark.parametrize(
         ("line", "reply", "received"),
         [
-            ("tcp {}:40000 > outside:443", "tcp outside:443 > here:MASQ SA", "tcp outside:443 > {}:40000 SA ttl=63"),
-            ("echo {} > outside id=7", "echo-reply outside > here id=MASQ", "echo-reply outside > {} id=7 ttl=63"),
+            (
+                "tcp {}:40000 > outside:443",
+                "tcp outside:443 > here:MASQ SA",
+                "tcp outside:443 > {}:40000 SA ttl=63",
+            ),
+            (
+                "echo {} > outside id=7",
+                "echo-reply outside > here id=MASQ",
+                "echo-reply outside > {} id=7 ttl=63",
+            ),
         ],
         ids=["TCP", "ping"],
-    )  # fmt: skip
+    )
     def test_two_pods_with_one_port_get_two(
         self, here: Node, line: str, reply: str, received: str
     ) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, IPOption_Timestamp, fragment
+from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     IPv6,

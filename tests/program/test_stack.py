@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from dataplane.abi.layout import abi
-from dataplane.model.net import Family
 from tests.program import world
-from tests.program.node import PASSED, Node, Verdict, dropped, into, out_by
+from tests.program.node import PASSED, Flag, Node, Verdict, dropped, into, out_by
 from tests.program.prelude import Setup
 from tests.program.tables import Row, table
 
-Flag = abi(Family.V4).enum("flow_flag")
 DONE = Setup(tc_index=0x706C)
 
 INTO_A_POD: list[Row] = [
@@ -74,9 +71,7 @@ class TestOneWayInBothDirections:
     ) -> None:
         asked = f"{protocol} remote:40000 > client:80"
         here.to_pod("client", asked).expect(PASSED)
-        flow = here.flow(asked)
-        assert flow is not None
-        assert flow.flags == Flag.FLOW_VIA_STACK
+        assert here.flow(asked).flags == Flag.FLOW_VIA_STACK
         answer = self.answer(protocol, "client:80", "remote:40000")
         here.from_pod("client", answer).expect(PASSED)
         here.to_pod("client", asked).expect(PASSED)

@@ -220,7 +220,11 @@ def routes(
     names, rows = addresses(family), {}
 
     def put(
-        prefix: str, kind: RouteKind, flags: int = 0, ifindex: int = 0, hop: IPAddress | None = None
+        prefix: str,
+        kind: RouteKind,
+        flags: int = 0,
+        ifindex: int = 0,
+        hop: IPAddress | None = None,
     ) -> None:
         network = ip_network(prefix)
         rows[RouteKey(network.prefixlen, network.network_address)] = RouteRow(

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Property 3: an eviction never breaks a live flow. Whatever entry the kernel takes away."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.program.node import ABI, PASSED, Flag, Node, dropped, into, out_by, refused
+
+LIFETIME_UDP_SINGLE = ABI.constant("LIFETIME_UDP_SINGLE")
+
+SERVICE = ("tcp client:40000 > near:80", "tcp neighbour:8080 > client:40000")
+PLAIN = ("tcp client:40000 > neighbour:80", "tcp neighbour:80 > client:40000")
+# A packet looks after its flow's other half at least this often.
+CHECKED_WITHIN = 0.2
+
+
+class TestEviction:
+    def stand(self, here: Node, *lines: str) -> bool:
+        """Both halves are there, each in its own place, and nothing else."""
+        original, reply = (here.flow(line) for line in lines)
+        in_place = reply.flags & Flag.FLOW_REPLY and not original.flags & Flag.FLOW_REPLY
+        return bool(in_place) and len(here.flows()) == 2
+
+    def test_a_lost_original_half_of_a_service_flow_is_put_back_by_the_client(
+        self, here: Node
+    ) -> None:
+        """At once: the client's packet finds the reply half by walking the same ports."""
+        sent, reply = SERVICE
+        here.from_pod("client", sent)
+        here.from_pod("neighbour", f"{reply} SA")
+        here.forget(sent)
+        here.from_pod("client", f"{sent} A").expect(
+            into("neighbour"), "tcp client:40000 > neighbour:8080 A ttl=63"
+        )
+        assert self.stand(here, sent, reply)
+
+    @pytest.mark.parametrize(
+        "packet", ["tcp {}:40000 > outside:443 A", "udp {}:40000 > outside:53"]
+    )
+    def test_a_lost_original_half_of_a_masqueraded_flow_is_put_back_by_the_pod(
+        self, here: Node, packet: str
+    ) -> None:
+        """Under the port that it had, also where that was not the first one tried."""
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61003)
+        ports = {}
+        for pod in ("client", "neighbour"):
+            ports[pod] = here.from_pod(pod, packet.format(pod).replace(" A", " S")).port
+        for pod in ("client", "neighbour"):
+            here.forget(packet.format(pod))
+        for pod in ("neighbour", "client"):
+            assert here.from_pod(pod, packet.format(pod)).expect(out_by()).port == ports[pod]
+        assert len(here.flows()) == 4
+
+    @pytest.mark.parametrize(("sent", "reply"), [SERVICE, PLAIN], ids=["Service", "plain"])
+    @pytest.mark.parametrize("lost", ["original", "reply"])
+    def test_a_lost_half_is_put_back_by_a_packet_that_finds_the_other(
+        self, here: Node, sent: str, reply: str, lost: str
+    ) -> None:
+        here.from_pod("client", sent)
+        here.from_pod("neighbour", f"{reply} SA")
+        here.forget(sent if lost == "original" else reply)
+        here.later(CHECKED_WITHIN)
+        if lost == "reply":
+            here.from_pod("client", f"{sent} A").expect(into("neighbour"))
+        else:
+            here.from_pod("neighbour", f"{reply} PA data=9").expect(into("client"))
+        assert self.stand(here, sent, reply)
+        back = here.from_pod("neighbour", f"{reply} PA data=9")
+        seen = reply.replace("neighbour:8080", "near:80")
+        back.expect(into("client"), f"{seen} PA data=9 ttl=63")
+        there = here.from_pod("client", f"{sent} A")
+        seen = sent.replace("near:80", "neighbour:8080")
+        there.expect(into("neighbour"), f"{seen} A ttl=63")
+
+    def test_a_lost_reply_half_met_by_the_backend_first_is_put_back_by_the_client(
+        self, here: Node
+    ) -> None:
+        """A reply alone does not tell its frontend: the stack takes it, and no client knows it."""
+        sent, reply = SERVICE
+        here.from_pod("client", sent)
+        here.forget(reply)
+        here.from_pod("neighbour", f"{reply} SA").expect(PASSED)
+        here.later(CHECKED_WITHIN)
+        here.from_pod("client", sent).expect(into("neighbour"))
+        assert self.stand(here, sent, reply)
+
+    def test_a_translated_flow_without_any_half_ends_with_a_reset(self, here: Node) -> None:
+        sent, reply = SERVICE
+        here.from_pod("client", sent)
+        here.forget(sent)
+        here.forget(reply)
+        here.from_pod("client", f"{sent} A ack=7").expect(refused("NO_FLOW"))
+        assert not here.flows()
+
+    def test_a_plain_flow_without_any_half_is_left_to_the_stack(self, here: Node) -> None:
+        here.from_pod("client", "tcp client:40000 > neighbour:80 PA ack=7 data=5").expect(PASSED)
+        here.from_pod("client", "tcp client:40000 > remote:80 A ack=7").expect(PASSED)
+        assert not here.flows()
+
+    def test_a_masqueraded_flow_without_any_half_is_not_sent_under_another_port(
+        self, here: Node
+    ) -> None:
+        """The stack may know it (an older NAT of the node); if not, it may not leave as it is."""
+        line = "tcp client:40000 > outside:443 A ack=7"
+        here.from_pod("client", line).expect(PASSED)
+        here.to_uplink(line).expect(dropped("NO_FLOW"))
+
+    def test_a_datagram_begins_a_flow_anew(self, here: Node) -> None:
+        here.from_pod("client", "udp client:40000 > near:53").expect(into("neighbour"))
+        here.forget("udp client:40000 > near:53")
+        here.forget("udp neighbour:5353 > client:40000")
+        here.from_pod("client", "udp client:40000 > near:53").expect(into("neighbour"))
+        assert len(here.flows()) == 2
+
+    def test_a_lost_reply_tuple_that_another_flow_has_taken(self, here: Node) -> None:
+        """Datagrams go on under another port; a connection is reset, for its peer knows the old."""
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61001)
+        for protocol, port in (("udp", 53), ("tcp", 443)):
+            sent = f"{protocol} client:40000 > outside:{port}"
+            first = here.from_pod("client", sent).expect(out_by()).port
+            here.forget(f"{protocol} outside:{port} > here:{first}")
+            for other in range(40001, 40020):
+                taken = here.from_pod("neighbour", f"{protocol} neighbour:{other} > outside:{port}")
+                if taken.verdict.action == "WORLD" and taken.port == first:
+                    break
+            here.later(CHECKED_WITHIN)
+            if protocol == "tcp":
+                here.from_pod("client", f"{sent} A ack=9").expect(refused("NO_FLOW"))
+            else:
+                assert here.from_pod("client", sent).expect(out_by()).port != first
+                taken_by = here.flow(f"udp outside:53 > here:{first}").client
+                assert taken_by == here.addresses["neighbour"]
+
+    def test_a_flow_used_one_way_only_keeps_its_port(self, here: Node) -> None:
+        """Its reply half is never found by a packet, but the flow lives."""
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61000)
+        for _ in range(3):
+            here.from_pod("client", "udp client:40000 > outside:514").expect(out_by())
+            here.later(20)
+        here.from_pod("neighbour", "udp neighbour:40000 > outside:514").expect(
+            dropped("PORTS_EXHAUSTED")
+        )
+
+    def test_a_silent_flow_gives_its_port_up(self, here: Node) -> None:
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61000)
+        here.from_pod("client", "udp client:40000 > outside:514").expect(out_by())
+        here.later(LIFETIME_UDP_SINGLE + 1)
+        here.from_pod("neighbour", "udp neighbour:40000 > outside:514").expect(
+            out_by(), "udp here:61000 > outside:514 ttl=63"
+        )
+
+    def test_a_flow_that_another_cpu_saw_just_now_is_not_dead(self, here: Node) -> None:
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61000)
+        here.from_pod("client", "udp client:40000 > outside:514").expect(out_by())
+        here.later(-1)
+        here.from_pod("neighbour", "udp neighbour:40000 > outside:514").expect(
+            dropped("PORTS_EXHAUSTED")
+        )
