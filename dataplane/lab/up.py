@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from dataplane.kernel import netns
+from dataplane.kernel import netns, probes
 from dataplane.kernel.compiler import compile_bundle
 from dataplane.kernel.netlink import Sysctls
 from dataplane.lab import cluster, controlplane, expect, inside, settle, state, topology, wire
@@ -51,6 +51,7 @@ def up(files: LabFiles, wish: Wish, say: Say) -> Lab:
         BadEnvironment: what the machine lacks, or a step that failed; nothing is left.
     """
     inside.require()
+    probes.require()
     manifests = sources.read(wish.paths, wish.stdin)
     assigned = controlplane.assign(manifests, wish.underlay(), wish.family)
     if wish.strict:

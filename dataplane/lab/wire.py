@@ -134,14 +134,15 @@ def stand_ins(files: LabFiles, key: PodKey, host_network: bool) -> list[int]:
 
 
 def serve(place: Path, name: str, ports: Ports) -> None:
-    """Start a stand-in in a namespace; it listens when this returns.
+    """Start a stand-in in a namespace; it listens when this returns. SCTP it does not speak.
 
     Raises:
         BadEnvironment: a port is taken.
     """
-    if ports:
-        words = [f"{protocol.name.lower()}:{number}" for protocol, number in ports]
-        inside.run(place, [str(inside.STAND_IN), "serve", name, *dict.fromkeys(words)])
+    spoken = dict.fromkeys(port for port in ports if port[0] is not Protocol.SCTP)
+    if spoken:
+        words = [f"{protocol.name.lower()}:{number}" for protocol, number in spoken]
+        inside.run(place, [str(inside.STAND_IN), "serve", name, *words])
 
 
 def place_of(files: LabFiles, key: PodKey, host_network: bool) -> Path:
