@@ -195,7 +195,12 @@ def make(files: LabFiles, mode: str, family: str, assigned: Assigned) -> Lab:
         slices=assigned.slices,
         pods=assigned.pods,
         guests={},
-        stand_ins={pod_name(pod): assigned.stand_in_ports(pod) for pod in assigned.pods},
+        stand_ins={
+            pod_name(pod): tuple(
+                port for port in assigned.stand_in_ports(pod) if port[0] in expect.PROTOCOLS
+            )
+            for pod in assigned.pods
+        },
         entries=expect.entries(
             assigned.families, assigned.nodes, assigned.services, assigned.slices
         ),

@@ -82,10 +82,9 @@ def look(lab: Lab, world: World, maps: Mapping[str, Maps]) -> Rest:
                 pods.setdefault(pod_name(pod), []).append(words)
             else:
                 endpoints[pod_name(pod)] = node.name, place
+    running = wire.stand_ins(lab.files)
     for pod in lab.runnable():
-        if lab.world.stand_ins[pod_name(pod)] and not wire.stand_ins(
-            lab.files, wire.key_of(pod), pod.host_network
-        ):
+        if lab.world.stand_ins[pod_name(pod)] and pod_name(pod) not in running:
             words = f"{pod_name(pod)}: its server does not run"
             pods.setdefault(pod_name(pod), []).append(words)
     return Rest(nodes, pods, ports, services, endpoints)

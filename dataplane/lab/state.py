@@ -192,6 +192,15 @@ def processes(netns: Path) -> list[int]:
     return _processes({_identity(netns)})
 
 
+def all_processes(files: LabFiles) -> list[int]:
+    """Processes in any namespace of a lab, but for the caller."""
+    return _processes(_namespaces(files))
+
+
+def _namespaces(files: LabFiles) -> set[tuple[int, int]]:
+    return {_identity(path) for path in files.folder.glob("netns/**/*") if path.is_file()}
+
+
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
@@ -208,9 +217,8 @@ def _processes(namespaces: set[tuple[int, int]]) -> list[int]:
 
 
 def _kill_all(files: LabFiles) -> None:
-    own = _identity(Path("/proc/self/ns/net"))
-    inside = {_identity(path) for path in files.folder.glob("netns/**/*") if path.is_file()}
-    if own in inside:
+    inside = _namespaces(files)
+    if _identity(Path("/proc/self/ns/net")) in inside:
         raise BadEnvironment(
             f"lab {files.name}", "this command runs inside of it", "run it on the machine itself"
         )

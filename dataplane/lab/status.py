@@ -68,9 +68,9 @@ class Status:
 def look(lab: Lab) -> Status:
     """How a lab is now."""
     agents = {node.name: wire.answers(lab.files, node.name) for node in lab.world.nodes}
+    running = wire.stand_ins(lab.files)
     servers = {
-        pod_name(pod): not lab.world.stand_ins[pod_name(pod)]
-        or bool(wire.stand_ins(lab.files, wire.key_of(pod), pod.host_network))
+        pod_name(pod): not lab.world.stand_ins[pod_name(pod)] or pod_name(pod) in running
         for pod in lab.runnable()
     }
     return Status(lab, agents, servers, problems(lab))

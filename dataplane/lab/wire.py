@@ -110,7 +110,7 @@ def connect(files: LabFiles, key: PodKey, addresses: Iterable[IPAddress]) -> Non
 def stop(files: LabFiles, key: PodKey, host_network: bool) -> None:
     """Take a pod away: the wiring, the stand-in, the namespace."""
     if host_network:
-        kill(stand_ins(files, key, host_network=True))
+        kill(stand_ins(files).get(f"{key.namespace}/{key.name}", ()))
         return
     path = files.pod_netns(key.namespace, key.name)
     ask(
@@ -122,26 +122,25 @@ def stop(files: LabFiles, key: PodKey, host_network: bool) -> None:
         netns.delete(path)
 
 
-def stand_ins(files: LabFiles, key: PodKey, host_network: bool) -> list[int]:
-    """Process ids of a pod's stand-in: none if it is stopped."""
-    wanted = [b"serve", f"{key.namespace}/{key.name}".encode()]
-    found = []
-    for pid in state.processes(place_of(files, key, host_network)):
+def stand_ins(files: LabFiles) -> dict[str, list[int]]:
+    """Process ids of stand-ins by the name that they answer with; none of one that ended."""
+    found: dict[str, list[int]] = {}
+    for pid in state.all_processes(files):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if file.read().split(b"\0")[1:3] == wanted:
-                found.append(pid)
+            words = file.read().split(b"\0")
+            if words[1:2] == [b"serve"]:
+                found.setdefault(words[2].decode(), []).append(pid)
     return found
 
 
 def serve(place: Path, name: str, ports: Ports) -> None:
-    """Start a stand-in in a namespace; it listens when this returns. SCTP it does not speak.
+    """Start a stand-in in a namespace; it listens when this returns.
 
     Raises:
         BadEnvironment: a port is taken.
     """
-    spoken = dict.fromkeys(port for port in ports if port[0] is not Protocol.SCTP)
-    if spoken:
-        words = [f"{protocol.name.lower()}:{number}" for protocol, number in spoken]
+    if ports:
+        words = [f"{protocol.name.lower()}:{number}" for protocol, number in dict.fromkeys(ports)]
         inside.run(place, [str(inside.STAND_IN), "serve", name, *words])
 
 
