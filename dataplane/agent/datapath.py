@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dataplane.agent import node, uplinks
+from dataplane.agent import node, pins, uplinks
 from dataplane.agent.config import Config
 from dataplane.agent.facts import (
     GATEWAY_MAC,
@@ -96,17 +96,20 @@ class NodeDatapath:
         """
         began = time.monotonic()
         bundle = compile_bundle(bundle_path())
-        with ExitStack() as undo, load(bundle, config.bpffs_dir, config.map_sizes) as datapath:
-            log(
-                "programs_loaded" if datapath.loaded else "programs_found",
-                seconds=round(time.monotonic() - began, 3),
-            )
+        with ExitStack() as undo:
             made = node.make_devices(links, store, facts, undo)
-            self = cls(config, made, own, links, datapath, store, undo)
-            self._put_node()
-            for words in self.pods.adopt():
-                log("pod_adopted", change=words)
-            yield self
+            if not pins.folders(config.bpffs_dir):
+                undo.callback(lambda: list(pins.remove(config.bpffs_dir)))
+            with load(bundle, config.bpffs_dir, config.map_sizes) as datapath:
+                log(
+                    "programs_loaded" if datapath.loaded else "programs_found",
+                    seconds=round(time.monotonic() - began, 3),
+                )
+                self = cls(config, made, own, links, datapath, store, undo)
+                self._put_node()
+                for words in self.pods.adopt():
+                    log("pod_adopted", change=words)
+                yield self
 
     def finish(self) -> None:
         """Programs on devices, settings, kernel routes, and the end of undoing: the node is up."""

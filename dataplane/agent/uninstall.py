@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from ipaddress import ip_interface
 from pathlib import Path
 
-from dataplane.agent import settings
+from dataplane.agent import pins, settings
 from dataplane.agent.config import Config
 from dataplane.agent.facts import GATEWAY_MAC, HOST_VETH, OVERLAY_NAME, OVERLAY_PORT
 from dataplane.agent.main import STORE
@@ -47,7 +47,8 @@ def run(config: Config) -> Iterator[str]:
         for name in settings.restore(links.sysctls, store):
             yield f"setting {name} put back"
         store.close()
-        yield from _pins(config.bpffs_dir)
+        for folder in pins.remove(config.bpffs_dir):
+            yield f"pins in {folder} removed"
         state = [config.state_dir / f"{STORE}{end}" for end in ("", "-wal", "-shm")]
         if _folder(config.state_dir, state) and had_state:
             yield f"state in {config.state_dir} removed"
@@ -89,18 +90,6 @@ def _routes_and_addresses(links: Links, store: Store) -> Iterator[str]:
             ):
                 links.delete_address(link.index, router.ip, router.network.prefixlen)
                 yield f"address {router} removed from {device}"
-
-
-def _pins(bpffs: Path) -> Iterator[str]:
-    """Every pin below our version folders; the folder itself unless it is a mount."""
-    for version in sorted(bpffs.glob("v[0-9]*")):
-        for folder, _, names in os.walk(version, topdown=False):
-            for name in names:
-                (Path(folder) / name).unlink()
-            Path(folder).rmdir()
-        yield f"pins in {version} removed"
-    if bpffs.is_dir() and not bpffs.is_mount() and not any(bpffs.iterdir()):
-        bpffs.rmdir()
 
 
 def _folder(folder: Path, files: list[Path]) -> bool:

@@ -233,16 +233,29 @@ def test_impossible_settings_exit_2_with_nothing_half_made(
         cluster.close()
 
 
-def test_a_taken_vxlan_port_names_its_owner_and_leaves_nothing() -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            "ip -n {ns} link add other type vxlan id 9 dstport 8472 remote 192.0.2.9 dev eth0",
+            "UDP port 8472 is taken by VXLAN device other",
+        ),
+        ("ip -n {ns} link add podlane0 type bridge", "is no VXLAN device of ours (bridge)"),
+        ("ip -n {ns} addr add 10.244.1.1/24 dev eth0", "router address 10.244.1.1: is on device"),
+        ("tc -n {ns} qdisc add dev eth0 ingress", "an ingress qdisc, or another filter"),
+    ],
+)
+def test_what_others_have_taken_is_named_and_nothing_is_left(command: str, words: str) -> None:
     cluster = Cluster(1)
     try:
         (node,) = cluster.nodes
-        sh(f"ip -n {node.ns} link add other type vxlan id 9 dstport 8472 remote 192.0.2.9 dev eth0")
+        sh(command.format(ns=node.ns))
+        before, settings = network(node), _settings(node)
         status, said = _agent(node, cluster.manifests)
         assert status == 2
-        assert "UDP port 8472 is taken by VXLAN device other" in said
-        assert "podlane0" not in sh(f"ip -n {node.ns} link")
-        assert "bpf" not in sh(f"tc -n {node.ns} filter show dev eth0 ingress")
+        assert words in said
+        assert network(node) == before
+        assert _settings(node) == settings
     finally:
         cluster.close()
 
