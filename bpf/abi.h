@@ -26,13 +26,13 @@
  * How long a flow may be silent, in seconds. The programs use them to tell a
  * dead flow from a live one, the agent's sweep to delete.
  */
-#define LIFETIME_TCP_SYN 60
+#define LIFETIME_TCP_SYN	 60
 #define LIFETIME_TCP_ESTABLISHED 21600
-#define LIFETIME_TCP_CLOSING 10
-#define LIFETIME_TCP_TIME_WAIT 60
-#define LIFETIME_UDP_SINGLE 30
-#define LIFETIME_UDP_STREAM 180
-#define LIFETIME_OTHER 30
+#define LIFETIME_TCP_CLOSING	 10
+#define LIFETIME_TCP_TIME_WAIT	 60
+#define LIFETIME_UDP_SINGLE	 30
+#define LIFETIME_UDP_STREAM	 180
+#define LIFETIME_OTHER		 30
 
 /* A pod name has at most 253 bytes, a namespace 63; with '/' and the end. */
 #define NAME_LENGTH 320
@@ -243,7 +243,7 @@ struct frontend {
  */
 #define SET_EPOCH_BITS 16
 #define SET_COUNT_BITS 20
-#define SET_BASE_BITS 28
+#define SET_BASE_BITS  28
 
 struct service {
 	__u64 cluster; /* set for the Cluster policy, after topology */

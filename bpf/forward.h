@@ -109,7 +109,8 @@ static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hoo
 
 	if (hook == HOOK_FROM_POD) {
 		if (kind == ROUTE_SERVICE)
-			return service_has_address(&p->tuple.dst) ? -DROP_NO_PORT : -DROP_NO_SERVICE;
+			return service_has_address(&p->tuple.dst) ? -DROP_NO_PORT
+								  : -DROP_NO_SERVICE;
 		if (kind == ROUTE_LOCAL && !path->endpoint)
 			return -DROP_NO_POD;
 		if (kind == ROUTE_UNREACHABLE)

@@ -68,7 +68,8 @@ int from_overlay(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
 
-	return s ? verdict_return(skb, s, HOOK_FROM_OVERLAY, from_overlay_handle(skb, s)) : TC_ACT_SHOT;
+	return s ? verdict_return(skb, s, HOOK_FROM_OVERLAY, from_overlay_handle(skb, s))
+		 : TC_ACT_SHOT;
 }
 
 #endif

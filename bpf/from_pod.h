@@ -17,22 +17,22 @@
 #include "forward.h"
 
 /* RFC 4861 4.3, 4.4: type, code, checksum, flags, target, then one option of 8 bytes */
-#define ND_SIZE 24
-#define ND_TARGET 8
-#define ND_OPTION_TARGET_MAC 2
-#define ND_ADVERT_FLAGS 0xe0 /* router, solicited, override */
-#define ND_TYPE_ROUTER_SOLICIT 133
-#define ND_TYPE_ROUTER_ADVERT 134
+#define ND_SIZE			  24
+#define ND_TARGET		  8
+#define ND_OPTION_TARGET_MAC	  2
+#define ND_ADVERT_FLAGS		  0xe0 /* router, solicited, override */
+#define ND_TYPE_ROUTER_SOLICIT	  133
+#define ND_TYPE_ROUTER_ADVERT	  134
 #define ND_TYPE_NEIGHBOUR_SOLICIT 135
-#define ND_TYPE_NEIGHBOUR_ADVERT 136
-#define ND_TYPE_REDIRECT 137
-#define MLD_TYPE_QUERY 130
-#define MLD_TYPE_REPORT 131
-#define MLD_TYPE_DONE 132
-#define MLD_TYPE_REPORT_V2 143
+#define ND_TYPE_NEIGHBOUR_ADVERT  136
+#define ND_TYPE_REDIRECT	  137
+#define MLD_TYPE_QUERY		  130
+#define MLD_TYPE_REPORT		  131
+#define MLD_TYPE_DONE		  132
+#define MLD_TYPE_REPORT_V2	  143
 
 #define ARP_REQUEST 1
-#define ARP_REPLY 2
+#define ARP_REPLY   2
 
 /* RFC 826 over Ethernet and IPv4 */
 struct arp_message {
@@ -168,9 +168,9 @@ static __always_inline int from_pod_handle(struct __sk_buff *skb, struct scratch
 	}
 	/* link-local addresses stay on the link, where only the node's stack lives */
 	if (FAMILY == 6 && addr_is_link_local(&p->tuple.src))
-		return addr_is_multicast(&p->tuple.dst) || addr_is_link_local(&p->tuple.dst) ?
-			       ACTION_PASS :
-			       -DROP_SPOOFED_SOURCE;
+		return addr_is_multicast(&p->tuple.dst) || addr_is_link_local(&p->tuple.dst)
+			       ? ACTION_PASS
+			       : -DROP_SPOOFED_SOURCE;
 	err = from_pod_check_source(skb, p);
 	if (err)
 		return err;

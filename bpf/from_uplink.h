@@ -28,9 +28,9 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 	if (err) {
 		/* the host takes its own broken packets and stray fragments itself */
 		route_lookup(&p->tuple.dst, &path);
-		return path_kind(&path) == ROUTE_NODE || path_kind(&path) == ROUTE_STACK ?
-			       ACTION_PASS :
-			       err;
+		return path_kind(&path) == ROUTE_NODE || path_kind(&path) == ROUTE_STACK
+			       ? ACTION_PASS
+			       : err;
 	}
 	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port)
 		return ACTION_PASS;
@@ -43,7 +43,8 @@ int from_uplink(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
 
-	return s ? verdict_return(skb, s, HOOK_FROM_UPLINK, from_uplink_handle(skb, s)) : TC_ACT_SHOT;
+	return s ? verdict_return(skb, s, HOOK_FROM_UPLINK, from_uplink_handle(skb, s))
+		 : TC_ACT_SHOT;
 }
 
 #endif

@@ -15,17 +15,17 @@
 #include "packet.h"
 
 #define ANSWER_HOP_LIMIT 64
-#define ANSWER_L4 (L3_OFFSET + L3_HEADER_SIZE)
+#define ANSWER_L4	 (L3_OFFSET + L3_HEADER_SIZE)
 
 /* RFC 792, RFC 4443: what is quoted of the refused packet, up to its ports */
 #define ICMP_QUOTE_SIZE (L3_HEADER_SIZE + 8)
 
 #define UNREACHABLE_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_DEST_UNREACH)
 #define UNREACHABLE_CODE (FAMILY == 4 ? ICMP_PORT_UNREACH : ICMPV6_PORT_UNREACH)
-#define TOO_BIG_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_PKT_TOOBIG)
-#define TOO_BIG_CODE (FAMILY == 4 ? ICMP_FRAG_NEEDED : 0)
-#define HOP_LIMIT_TYPE (FAMILY == 4 ? ICMP_TIME_EXCEEDED : ICMPV6_TIME_EXCEED)
-#define HOP_LIMIT_CODE (FAMILY == 4 ? ICMP_EXC_TTL : ICMPV6_EXC_HOPLIMIT)
+#define TOO_BIG_TYPE	 (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_PKT_TOOBIG)
+#define TOO_BIG_CODE	 (FAMILY == 4 ? ICMP_FRAG_NEEDED : 0)
+#define HOP_LIMIT_TYPE	 (FAMILY == 4 ? ICMP_TIME_EXCEEDED : ICMPV6_TIME_EXCEED)
+#define HOP_LIMIT_CODE	 (FAMILY == 4 ? ICMP_EXC_TTL : ICMPV6_EXC_HOPLIMIT)
 
 static __always_inline __u16 csum_fold(__u64 sum)
 {
@@ -108,8 +108,8 @@ static __always_inline int answer_begin(struct __sk_buff *skb, struct scratch *s
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)) ||
 	    packet_set_macs(skb, macs + ETH_ALEN, macs))
 		return -DROP_ANSWERED;
-	if (FAMILY == 4 ? answer_write_ipv4(skb, s, length, protocol) :
-			  answer_write_ipv6(skb, s, length, protocol, ANSWER_HOP_LIMIT))
+	if (FAMILY == 4 ? answer_write_ipv4(skb, s, length, protocol)
+			: answer_write_ipv6(skb, s, length, protocol, ANSWER_HOP_LIMIT))
 		return -DROP_ANSWERED;
 	return partial;
 }

@@ -53,7 +53,7 @@ static __always_inline bool nat_socket_has(struct __sk_buff *skb, const struct f
 static __always_inline void nat_count_exhausted(const struct flow *f)
 {
 	struct exhausted_key key = {};
-	struct counter one = { .packets = 1 }, *c;
+	struct counter one = {.packets = 1}, *c;
 
 	key.address = f->backend;
 	key.port = f->backend_port;

@@ -32,29 +32,29 @@
 #define TCP_FLAG_RST_BYTE 0x04
 #define TCP_FLAG_ACK_BYTE 0x10
 
-#define IPV4_DONT_FRAGMENT 0x4000
-#define IPV4_FRAGMENT_MORE 0x2000
+#define IPV4_DONT_FRAGMENT   0x4000
+#define IPV4_FRAGMENT_MORE   0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 
-#define ICMP_ID_OFFSET 4
+#define ICMP_ID_OFFSET	 4
 #define ICMP_HEADER_SIZE 8
 #define ICMP_CSUM_OFFSET 2
 
 #define L3_CSUM_OFFSET ((int)__builtin_offsetof(struct iphdr, check))
-#define L3_SRC_OFFSET                                                   \
-	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, saddr) : \
-			     __builtin_offsetof(struct ipv6hdr, saddr)))
-#define L3_DST_OFFSET                                                   \
-	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, daddr) : \
-			     __builtin_offsetof(struct ipv6hdr, daddr)))
-#define L3_HOP_LIMIT_OFFSET                                           \
-	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, ttl) : \
-			     __builtin_offsetof(struct ipv6hdr, hop_limit)))
+#define L3_SRC_OFFSET                                                \
+	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, saddr) \
+			   : __builtin_offsetof(struct ipv6hdr, saddr)))
+#define L3_DST_OFFSET                                                \
+	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, daddr) \
+			   : __builtin_offsetof(struct ipv6hdr, daddr)))
+#define L3_HOP_LIMIT_OFFSET                                        \
+	((int)(FAMILY == 4 ? __builtin_offsetof(struct iphdr, ttl) \
+			   : __builtin_offsetof(struct ipv6hdr, hop_limit)))
 #define L3_HEADER_SIZE ((int)(FAMILY == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
-#define PROTOCOL_ICMP (FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)
-#define ECHO_REQUEST (FAMILY == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST)
-#define ECHO_REPLY (FAMILY == 4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY)
-#define ETHERTYPE (FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6)
+#define PROTOCOL_ICMP  (FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)
+#define ECHO_REQUEST   (FAMILY == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST)
+#define ECHO_REPLY     (FAMILY == 4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY)
+#define ETHERTYPE      (FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6)
 
 /* The packet in hand, with nothing known of it yet. NULL can't happen, but the verifier asks. */
 static __always_inline struct scratch *scratch_begin(void)
@@ -331,7 +331,7 @@ static __always_inline int packet_follow_fragment(struct packet *p)
 	p->whole.id = p->fragment_id;
 	p->whole.protocol = p->tuple.protocol;
 	if (p->fragment == FRAGMENT_FIRST) {
-		struct fragment ports = { .sport = p->tuple.sport, .dport = p->tuple.dport };
+		struct fragment ports = {.sport = p->tuple.sport, .dport = p->tuple.dport};
 
 		/* a full table evicts; a refused write only costs the later fragments */
 		fragments.update(&p->whole, &ports);
@@ -410,8 +410,8 @@ static __always_inline int packet_store_addr(struct __sk_buff *skb, const struct
 		if (csum >= 0 && p->tuple.protocol != IPPROTO_ICMP &&
 		    bpf_l4_csum_replace(skb, p->l4 + csum, old->word[0], new->word[0], flags | 4))
 			return -DROP_WRITE;
-		if (bpf_l3_csum_replace(skb, L3_OFFSET + L3_CSUM_OFFSET, old->word[0],
-					new->word[0], 4))
+		if (bpf_l3_csum_replace(skb, L3_OFFSET + L3_CSUM_OFFSET, old->word[0], new->word[0],
+					4))
 			return -DROP_WRITE;
 		if (bpf_skb_store_bytes(skb, L3_OFFSET + l3_offset, new, sizeof(*new), 0))
 			return -DROP_WRITE;
@@ -511,8 +511,8 @@ static __always_inline int packet_store_quoted_addr(struct __sk_buff *skb, const
 		if (diff < 0 || bpf_l4_csum_replace(skb, p->l4 + ICMP_CSUM_OFFSET, 0, diff, 0))
 			return -DROP_WRITE;
 	}
-	return bpf_skb_store_bytes(skb, p->inner_l3 + offset, new, sizeof(*new), 0) ? -DROP_WRITE :
-										      0;
+	return bpf_skb_store_bytes(skb, p->inner_l3 + offset, new, sizeof(*new), 0) ? -DROP_WRITE
+										    : 0;
 }
 
 /* Likewise a port. The quoted transport checksum is left: nobody can check it over a cut packet. */
@@ -523,8 +523,8 @@ static __always_inline int packet_store_quoted_port(struct __sk_buff *skb, const
 		return 0;
 	if (bpf_l4_csum_replace(skb, p->l4 + ICMP_CSUM_OFFSET, old, new, 2))
 		return -DROP_WRITE;
-	return bpf_skb_store_bytes(skb, p->inner_l4 + offset, &new, sizeof(new), 0) ? -DROP_WRITE :
-										      0;
+	return bpf_skb_store_bytes(skb, p->inner_l4 + offset, &new, sizeof(new), 0) ? -DROP_WRITE
+										    : 0;
 }
 
 /* Rewrites both ends of the quoted packet: it went from src to dst, as its sender knew them. */

@@ -16,7 +16,7 @@ struct path {
 
 static __always_inline struct route *route_find(const struct addr *address)
 {
-	struct route_key key = { .prefix = sizeof(struct addr) * 8, .address = *address };
+	struct route_key key = {.prefix = sizeof(struct addr) * 8, .address = *address};
 
 	return routes.lookup(&key);
 }
@@ -121,8 +121,8 @@ static __always_inline bool packet_exceeds(struct __sk_buff *skb, const struct p
  * Whether a packet may go this way: 0, or -DROP_x. An IPv4 packet that may be
  * fragmented goes on by the node's stack, which fragments; BPF can't.
  */
-static __always_inline int route_check(struct __sk_buff *skb, struct packet *p, const struct node *n,
-				       struct path *path, __u32 uplink)
+static __always_inline int route_check(struct __sk_buff *skb, struct packet *p,
+				       const struct node *n, struct path *path, __u32 uplink)
 {
 	__u8 kind = path_kind(path);
 
@@ -149,8 +149,8 @@ static __always_inline int route_check(struct __sk_buff *skb, struct packet *p, 
 
 /* Takes a hop off and hands the packet to where path leads, or out of the given uplink. */
 static __always_inline int route_output(struct __sk_buff *skb, struct packet *p,
-					const struct node *n, const struct path *path,
-					__u32 uplink, struct verdict *v)
+					const struct node *n, const struct path *path, __u32 uplink,
+					struct verdict *v)
 {
 	struct route *r = path->route;
 	int err;

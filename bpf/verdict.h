@@ -114,7 +114,8 @@ static __always_inline int verdict_return(struct __sk_buff *skb, struct scratch 
 		v->reason = -result;
 		verdict_count(p, hook, v->reason);
 		result = ACTION_DROP;
-		if (hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK || hook == HOOK_FROM_OVERLAY) {
+		if (hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK ||
+		    hook == HOOK_FROM_OVERLAY) {
 			result = verdict_answer(skb, s, hook);
 			if (result < 0)
 				result = ACTION_DROP;
