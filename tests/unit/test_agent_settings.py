@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from dataplane.agent import settings
+from dataplane.agent.facts import MASQUERADE_PORTS
 from dataplane.cni.store import Store
 from dataplane.kernel.netlink import Sysctls
 
+PORTS = "-".join(map(str, MASQUERADE_PORTS))
 BEFORE = {
     "net/ipv4/ip_forward": "0",
     "net/ipv6/conf/all/forwarding": "0",
@@ -45,7 +47,7 @@ def test_only_what_forwarding_needs_is_changed_and_put_back(sysctls: Sysctls, st
     assert values(sysctls) == {
         "net/ipv4/ip_forward": "1",
         "net/ipv6/conf/all/forwarding": "1",
-        "net/ipv4/ip_local_reserved_ports": "61000-64999",
+        "net/ipv4/ip_local_reserved_ports": PORTS,
         "net/ipv4/conf/eth0/rp_filter": "2",
         "net/ipv6/conf/eth0/accept_ra": "2",
         "net/ipv4/conf/other/rp_filter": "1",
@@ -57,9 +59,9 @@ def test_only_what_forwarding_needs_is_changed_and_put_back(sysctls: Sysctls, st
 
 def test_a_setting_that_someone_changed_since_stays_theirs(sysctls: Sysctls, store: Store) -> None:
     settings.apply(sysctls, store, [], ExitStack())
-    sysctls.write("net/ipv4/ip_local_reserved_ports", "8080,61000-64999")
+    sysctls.write("net/ipv4/ip_local_reserved_ports", f"8080,{PORTS}")
     settings.restore(sysctls, store)
-    assert sysctls.read("net/ipv4/ip_local_reserved_ports") == "8080,61000-64999"
+    assert sysctls.read("net/ipv4/ip_local_reserved_ports") == f"8080,{PORTS}"
     assert sysctls.read("net/ipv4/ip_forward") == "0"
 
 
