@@ -31,7 +31,7 @@ from dataplane.model.objects import Node, Pod
 from dataplane.model.rows import Table
 
 _GUESTS = "podlane-lab"
-_ANSWER_MS, _SILENCE_MS = 2500, 400
+_ANSWER_MS, _SILENCE_MS = 2000, 400
 _PORTS = "ports.json"
 
 Say = Callable[[str], None]

@@ -21,7 +21,7 @@ STAND_IN = Path(__file__).resolve().parents[2] / "build" / "podlane-stand-in"
 _VIEW = 'mount -t sysfs sysfs /sys && exec "$@"'
 _NODE_VIEW = (
     'bpf=$1; shift; mount -t sysfs sysfs /sys && mount --bind "$bpf" /sys/fs/bpf && '
-    '{ mount -t cgroup2 cgroup2 /sys/fs/cgroup || :; } && exec "$@"'
+    '{ mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || :; } && exec "$@"'
 )
 
 
