@@ -42,6 +42,8 @@ _ROWS: Mapping[str, type] = {
     "flow_key": flow.FlowKey,
     "flow": flow.Flow,
     "counter": flow.Counter,
+    "flow_budget": rows.FlowBudget,
+    "exhausted_key": flow.ExhaustedKey,
     "service_counter": flow.ServiceCounter,
     "endpoint_counter": flow.EndpointCounter,
     "verdict": flow.Verdict,

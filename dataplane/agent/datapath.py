@@ -28,6 +28,7 @@ from dataplane.agent.facts import (
 )
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
+from dataplane.agent.sweeps import FLOWS, Sweeps
 from dataplane.agent.tables import Tables
 from dataplane.cni.store import Store
 from dataplane.core import plan as tables_of
@@ -73,6 +74,7 @@ class NodeDatapath:
         self._writer = Writer(datapath)
         self._tables = Tables(datapath, self._writer)
         self._hooks = Hooks(links.tc, datapath.programs)
+        self.sweeps = Sweeps({f: datapath.maps[table] for f, table in FLOWS.items()}, self._tables)
         self.pods = Pods(links, store, self._hooks, self._tables, facts)
         self._nodes: dict[str, Node] = {}
         self._nodes_changed = True

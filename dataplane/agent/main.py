@@ -3,6 +3,7 @@
 
     objects ─▶ Desired ─▶ Plan ─▶ Writer ─▶ maps
     CNI ─────▶ Pods ──────────────▶ Writer ─▶ maps, veths
+    time ────▶ Sweeps ────────────────────▶ flows that are silent for too long
 
 Wiring only. SIGTERM ends the process and takes nothing away: programs, maps, devices and
 pods go on without it.
@@ -99,9 +100,13 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
         loop.add_reader(events.fileno(), look)
         try:
             async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(_pump(source, inbox))
+                others = (
+                    tasks.create_task(_pump(source, inbox)),
+                    tasks.create_task(datapath.sweeps.run()),
+                )
                 await _follow(inbox, datapath, report)
-                pump.cancel()
+                for task in others:
+                    task.cancel()
         except* PodlaneError as group:
             raise group.exceptions[0] from None
         finally:

@@ -35,6 +35,7 @@ from dataplane.model.rows import EndpointRow, NameKey, NameRow, Table
 
 NAMES = Table("names")
 COUNTERS = Table("endpoint_counters")
+BUDGETS = Table("endpoint_flows")
 ENDPOINTS = {family: Table("endpoints", family) for family in Family}
 
 
@@ -223,7 +224,8 @@ class Pods:
                 f"pod {new.pod}",
                 f"interface {new.interface} exists in {new.netns}",
             ) from refusal
-        self._tables.drop(COUNTERS, [new.endpoint_id])
+        for counted in (COUNTERS, BUDGETS):
+            self._tables.drop(counted, [new.endpoint_id])
         try:
             with Links(netns) as inside:
                 _wire_inside(inside, new)

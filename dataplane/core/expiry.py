@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from dataplane.model.net import Protocol
 
+# A state is a byte; bits that this version does not know are kept by nobody, and harmless.
+STATES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
@@ -63,5 +66,5 @@ def table(lifetimes: Lifetimes, bits: StateBits) -> Mapping[int, int]:
     return {
         protocol << 8 | state: lifetime(lifetimes, bits, protocol, state) * 10**9
         for protocol in range(256)
-        for state in range(32)
+        for state in range(STATES)
     }

@@ -19,6 +19,7 @@ from dataplane.model.net import Family, IPAddress
 from dataplane.model.rows import (
     BackendRow,
     EndpointRow,
+    FlowBudget,
     FrontendKey,
     FrontendRow,
     NameKey,
@@ -36,7 +37,7 @@ from dataplane.model.rows import (
 Key = int | IPAddress | RouteKey | FrontendKey | NameKey
 Row = (
     NodeRow | UplinkRow | EndpointRow | RouteRow | PeerRow | FrontendRow | ServiceRow | SlotRow
-    | BackendRow | NameRow
+    | BackendRow | NameRow | FlowBudget
 )  # fmt: skip
 State = Mapping[Table, Mapping[Key, Row]]
 

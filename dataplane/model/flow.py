@@ -62,6 +62,15 @@ class Counter:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class ExhaustedKey:
+    """struct exhausted_key: a destination for which no masquerade port was free."""
+
+    address: IPAddress
+    port: int
+    protocol: int
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceCounter:
     """struct service_counter; `flows` counts new flows."""

@@ -169,3 +169,10 @@ class NameRow:
     """struct name; what a Service's text says is decided in dataplane.model.names."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowBudget:
+    """struct flow_budget: live flows that a pod opened; close, and made true by each sweep."""
+
+    live: int
