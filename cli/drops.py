@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`podlane drops`: packets that went no further, by hook and reason, from the pinned maps.
 
-The words are those beside the reasons in bpf/abi.h. Must not know the agent.
+The words are those beside the reasons in bpf/abi.h. A row whose reason lies with one
+destination (no masquerade port was free for it) is followed by a row for each such
+destination. Must not know the agent.
 """
 
 from __future__ import annotations
@@ -9,15 +11,29 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from cli.render import Column, View, bytes_text, show
-from cli.state import Subparsers, Tables, constant, map_command, members, open_tables, text, word
+from cli.render import Column, View, bytes_text, show, socket_text
+from cli.state import (
+    Subparsers,
+    Tables,
+    constant,
+    map_command,
+    members,
+    number,
+    open_tables,
+    protocol_word,
+    text,
+    word,
+)
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
 
 
 @dataclass(frozen=True, slots=True)
 class DropView:
-    """One reason at one hook and family; name is what bpf/abi.h calls it, reason what it means."""
+    """One reason at one hook and family; name is what bpf/abi.h calls it, reason what it means.
+
+    A row with a destination is a part of all hooks' rows of its reason; its bytes are not counted.
+    """
 
     hook: str
     family: int
@@ -25,6 +41,7 @@ class DropView:
     reason: str
     packets: int
     bytes: int
+    destination: str = ""
 
 
 def rows(tables: Tables) -> list[DropView]:
@@ -46,7 +63,25 @@ def rows(tables: Tables) -> list[DropView]:
                         bytes=counter.bytes if counter else 0,
                     )
                 )
-    return sorted(found, key=lambda d: (-d.packets, d.hook, d.family, d.name))
+    found += _exhausted(tables)
+    return sorted(found, key=lambda d: (-d.packets, d.hook, d.family, d.name, d.destination))
+
+
+def _exhausted(tables: Tables) -> list[DropView]:
+    reason = number("drop", "DROP_PORTS_EXHAUSTED")
+    return [
+        DropView(
+            hook="",
+            family=family,
+            name=word("drop", reason),
+            reason=text("drop", reason),
+            packets=counter.packets,
+            bytes=0,
+            destination=f"{socket_text(key.address, key.port)}/{protocol_word(key.protocol)}",
+        )
+        for family in Family
+        for key, counter in tables.items(Table("exhausted", family))
+    ]
 
 
 VIEW = View(
@@ -55,7 +90,7 @@ VIEW = View(
         Column("FAMILY", lambda d: f"IPv{d.family}"),
         Column("PACKETS", lambda d: str(d.packets), number=True),
         Column("BYTES", lambda d: bytes_text(d.bytes), number=True),
-        Column("REASON", lambda d: d.reason),
+        Column("REASON", lambda d: d.reason + (f": {d.destination}" if d.destination else "")),
         Column("NAME", lambda d: d.name, wide=True),
     ),
     nothing="nothing was dropped",

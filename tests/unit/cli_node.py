@@ -19,7 +19,14 @@ from dataplane.model.constants import (
     RouteKind,
     ServiceFlag,
 )
-from dataplane.model.flow import Counter, EndpointCounter, Flow, FlowKey, ServiceCounter
+from dataplane.model.flow import (
+    Counter,
+    EndpointCounter,
+    ExhaustedKey,
+    Flow,
+    FlowKey,
+    ServiceCounter,
+)
 from dataplane.model.net import Family
 from dataplane.model.rows import (
     BackendRow,
@@ -189,6 +196,9 @@ def node() -> Shelf:
             },
             Table("drops", v6): {
                 drop_place("HOOK_FROM_POD", "DROP_SPOOFED_SOURCE"): Counter(packets=4, bytes=400),
+            },
+            Table("exhausted", v6): {
+                ExhaustedKey(ip_address("2001:db8::53"), 53, 17): Counter(packets=9, bytes=0),
             },
         }
     )  # fmt: skip
