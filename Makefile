@@ -51,9 +51,9 @@ test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for
 	@$(AS_ROOT) $(COMPILER) --stats build/podlane.bundle
 	@$(AS_ROOT) $(BIN)/pytest tests/unit tests/vm tests/program tests/network $(ARGS)
 
-test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"]
+test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"] [ARGS="-k name"]
 	@tools/setup.sh vm
-	@$(AS_ROOT) $(BIN)/python -m tests.vm $(KERNELS)
+	@$(AS_ROOT) $(BIN)/python -m tests.vm $(KERNELS) $(ARGS)
 
 lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ alone
 	$(BIN)/ruff check .

@@ -26,10 +26,10 @@ SHOWN_LINES = 40
 SHOWN_TESTS = 10
 
 
-def collect() -> list[str]:
+def collect(selection: list[str]) -> list[str]:
     """The names of the tests that this machine would run, as a JUnit file has them."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *SELECTION],
+        [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *selection],
         capture_output=True,
         text=True,
         timeout=300,
@@ -86,7 +86,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="6.1, 6.12 or newest")
     parser.add_argument("--minutes", type=float, default=20, help="time limit of one kernel")
+    parser.add_argument("-k", metavar="EXPRESSION", help="only these tests, as pytest's -k")
     options = parser.parse_args()
+    selection = SELECTION + (["-k", options.k] if options.k else [])
     names = options.kernels or list(kernels.SOURCES)
     limit = options.minutes * 60
     build = Path.cwd() / "build"
@@ -98,7 +100,7 @@ def main() -> int:
     except PodlaneError as error:
         print(f"test-vm: {error}", file=sys.stderr)
         return 2
-    host = collect()
+    host = collect(selection)
     print(f"host     {len(host)} tests collected", flush=True)
     try:
         guests = [kernels.obtain(name, build / "cache/kernels") for name in names]
@@ -107,7 +109,7 @@ def main() -> int:
         return 2
 
     def run(kernel: kernels.Kernel) -> machine.Run:
-        return machine.run_tests(kernel, SELECTION, build / "vm" / kernel.name, limit)
+        return machine.run_tests(kernel, selection, build / "vm" / kernel.name, limit)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
