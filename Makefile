@@ -17,6 +17,7 @@ PYTHON_DIRS := $(wildcard dataplane cli bench tests)
 
 # Our C programs, as name=source: each becomes build/podlane-NAME, static, for it runs in other roots.
 C_PROGRAMS := \
+	cni=dataplane/cni/shim.c \
 	stand-in=dataplane/lab/standin.c \
 	bench-load=bench/load.c
 C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$(pair)))),$(pair)))
