@@ -75,7 +75,8 @@ static __always_inline void nat_set_port(struct flow_draft *draft, struct flow_k
 	struct flow *f = &draft->flow;
 
 	f->source_port = port;
-	if (f->protocol == PROTOCOL_ICMP)
+	/* volatile: else the search below would end in reading it again, and fall into its head */
+	if (*(volatile __u8 *)&f->protocol == PROTOCOL_ICMP)
 		f->backend_port = port;
 	key->sport = f->backend_port;
 	key->dport = port;
@@ -98,21 +99,22 @@ static __always_inline void nat_find_ports(struct flow_draft *draft, struct flow
 	if (!range)
 		return;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < MASQUERADE_TRIES; i++) {
+	for (int i = 0; i < MASQUERADE_TRIES;) {
+		bool hurry = i >= HURRY_FROM;
+
 		nat_set_port(draft, key, bpf_htons(n->masquerade_min + (hash + i) % range));
+		/* Linux 6.1 refuses a loop whose end falls into its head, so the test comes last */
+		i++;
+		asm volatile("" : "+r"(i));
 		taken = flows.lookup(key);
-		if (taken) {
-			if (ct_same_original(taken, f)) {
-				draft->port[0] = f->source_port;
-				draft->revive = REVIVE_ONLY;
-				return;
-			}
-			if (!ct_gives_up(taken, now, i >= HURRY_FROM))
-				continue;
+		if (taken && ct_same_original(taken, f)) {
+			draft->port[0] = f->source_port;
+			draft->revive = REVIVE_ONLY;
+			return;
 		}
-		if (draft->revive == REVIVE_ONLY || draft->port[1])
-			continue;
-		draft->port[draft->port[0] != 0] = f->source_port;
+		if (draft->revive != REVIVE_ONLY && !draft->port[1] &&
+		    (!taken || ct_gives_up(taken, now, hurry)))
+			draft->port[draft->port[0] != 0] = f->source_port;
 		if (draft->port[1] && draft->revive == REVIVE_NO)
 			return;
 	}
