@@ -232,8 +232,8 @@ static __always_inline bool icmp_type_is_error(__u8 type)
 
 /*
  * Reads what an ICMP error quotes. A quote that can't be read (cut short, a
- * later fragment, extension headers) leaves icmp_error 0, and the packet is
- * handled by its outer addresses alone.
+ * later fragment, extension headers but for a first fragment's) leaves
+ * icmp_error 0, and the packet is handled by its outer addresses alone.
  */
 static __always_inline void packet_parse_quote(struct __sk_buff *skb, struct packet *p)
 {
@@ -261,6 +261,15 @@ static __always_inline void packet_parse_quote(struct __sk_buff *skb, struct pac
 	__builtin_memcpy(&inner->src, head + L3_DST_OFFSET, sizeof(struct addr));
 	if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
 		return;
+	/* routers do not fragment IPv6: a large datagram learns its path's MTU by this quote alone */
+	if (FAMILY == 6 && inner->protocol == IPPROTO_FRAGMENT) {
+		if (head[2] || head[3] & 0xf8)
+			return;
+		inner->protocol = head[0];
+		p->inner_l4 += 8;
+		if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
+			return;
+	}
 	switch (inner->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
