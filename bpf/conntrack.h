@@ -73,8 +73,9 @@ static __always_inline bool ct_is_dead(const struct flow *f, __u64 now)
 /* Same client and frontend: two entries of one flow. */
 static __always_inline bool ct_same_original(const struct flow *a, const struct flow *b)
 {
-	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
-	       addr_equal(&a->client, &b->client) && addr_equal(&a->frontend, &b->frontend);
+	return ((a->client_port ^ b->client_port) | (a->frontend_port ^ b->frontend_port) |
+		addr_difference(&a->client, &b->client) |
+		addr_difference(&a->frontend, &b->frontend)) == 0;
 }
 
 /* Both halves must know that a side closed; rare, so a second lookup is paid here. */
@@ -195,14 +196,19 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
 }
 
 /*
- * Whether another flow may have this one's reply tuple: it is dead, or closed.
- * A tuple that the backend may hold in TIME_WAIT is given up only in a hurry.
+ * Whether another flow may have this one's reply tuple: it is closed, and, if
+ * the backend may hold the tuple in TIME_WAIT, the other one is in a hurry; or
+ * it has been silent for longer than any flow of its protocol may be. (Which
+ * state it is in is for the sweep: a turn of the search must stay short.)
  */
 static __always_inline bool ct_gives_up(const struct flow *taken, __u64 now, bool hurry)
 {
-	if (ct_is_dead(taken, now))
-		return true;
-	return ct_is_closed(taken) && (hurry || !ct_is_lingering(taken));
+	__u64 longest =
+		taken->protocol == IPPROTO_TCP ? LIFETIME_TCP_ESTABLISHED : LIFETIME_UDP_STREAM;
+
+	if (ct_is_closed(taken))
+		return hurry || !ct_is_lingering(taken);
+	return now > taken->last_seen + longest * NSEC;
 }
 
 /*
@@ -218,7 +224,8 @@ static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, 
 	if (!flows.insert(key, f))
 		return 0;
 	taken = flows.lookup(key);
-	if (taken && !ct_same_original(taken, f) && !ct_gives_up(taken, now, true))
+	if (taken && !ct_same_original(taken, f) && !ct_gives_up(taken, now, true) &&
+	    !ct_is_dead(taken, now))
 		return 1;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
 }

@@ -69,13 +69,19 @@ static __always_inline struct scratch *scratch_begin(void)
 	return s;
 }
 
+/* No early way out: each would be a path more for the verifier to walk. */
+static __always_inline __u32 addr_difference(const struct addr *a, const struct addr *b)
+{
+	__u32 difference = 0;
+
+	for (int i = 0; i < ADDR_WORDS; i++)
+		difference |= a->word[i] ^ b->word[i];
+	return difference;
+}
+
 static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
 {
-	if (ADDR_WORDS == 1)
-		return a->word[0] == b->word[0];
-	return a->word[0] == b->word[0] && a->word[1 % ADDR_WORDS] == b->word[1 % ADDR_WORDS] &&
-	       a->word[2 % ADDR_WORDS] == b->word[2 % ADDR_WORDS] &&
-	       a->word[3 % ADDR_WORDS] == b->word[3 % ADDR_WORDS];
+	return addr_difference(a, b) == 0;
 }
 
 static __always_inline bool addr_is_zero(const struct addr *a)

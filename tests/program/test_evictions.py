@@ -7,7 +7,7 @@ import pytest
 
 from tests.program.node import ABI, PASSED, Flag, Node, dropped, into, out_by, refused
 
-LIFETIME_UDP_SINGLE = ABI.constant("LIFETIME_UDP_SINGLE")
+LIFETIME_UDP_STREAM = ABI.constant("LIFETIME_UDP_STREAM")
 
 SERVICE = ("tcp client:40000 > near:80", "tcp neighbour:8080 > client:40000")
 PLAIN = ("tcp client:40000 > neighbour:80", "tcp neighbour:80 > client:40000")
@@ -145,7 +145,7 @@ class TestEviction:
     def test_a_silent_flow_gives_its_port_up(self, here: Node) -> None:
         here.change("node", 0, masquerade_min=61000, masquerade_max=61000)
         here.from_pod("client", "udp client:40000 > outside:514").expect(out_by())
-        here.later(LIFETIME_UDP_SINGLE + 1)
+        here.later(LIFETIME_UDP_STREAM + 1)
         here.from_pod("neighbour", "udp neighbour:40000 > outside:514").expect(
             out_by(), "udp here:61000 > outside:514 ttl=63"
         )
