@@ -7,14 +7,18 @@ whatever a crash leaves behind is known. Must not touch the kernel or choose add
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
+from dataplane.cni.runtime import HostPort
 from dataplane.model.errors import BadEnvironment
-from dataplane.model.net import Family, IPAddress
+from dataplane.model.net import Family, IPAddress, Protocol
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attachments (
@@ -33,6 +37,17 @@ CREATE TABLE IF NOT EXISTS addresses (
     address TEXT PRIMARY KEY,
     container_id TEXT NOT NULL,
     interface TEXT NOT NULL,
+    FOREIGN KEY (container_id, interface)
+        REFERENCES attachments (container_id, interface) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS host_ports (
+    container_id TEXT NOT NULL,
+    interface TEXT NOT NULL,
+    protocol INTEGER NOT NULL,
+    host_port INTEGER NOT NULL,
+    host_ip TEXT NOT NULL,
+    container_port INTEGER NOT NULL,
+    PRIMARY KEY (protocol, host_port, host_ip),
     FOREIGN KEY (container_id, interface)
         REFERENCES attachments (container_id, interface) ON DELETE CASCADE
 ) WITHOUT ROWID;
@@ -63,27 +78,78 @@ class Attachment:
     mtu: int
     addresses: tuple[IPAddress, ...]
     done: bool = True
+    host_ports: tuple[HostPort, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.container_id, self.interface
 
 
 class Store:
-    """The state folder's database; one agent at a time has it open."""
+    """The state folder's database; one agent at a time has it open.
+
+    `fresh`: nothing is known from before. `damaged`: where a database that can't be read
+    was moved to.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self.fresh = not path.exists()
+        self.damaged: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._open()
+            except sqlite3.DatabaseError as failure:
+                if isinstance(failure, sqlite3.OperationalError):
+                    raise  # a full or read-only folder: the database itself may be whole
+                self._move_aside()
+                self._open()
+        except (OSError, sqlite3.Error) as failure:
+            raise self._refusal(failure) from failure
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self._path, isolation_level=None)
+        try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA foreign_keys = ON")
             (form,) = self._db.execute("PRAGMA user_version").fetchone()
             if form > _FORM:
                 raise BadEnvironment(
-                    f"state {path}", "was written by a newer podlane", "use that version"
+                    f"state {self._path}", "was written by a newer podlane", "use that version"
                 )
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version = {_FORM}")
-        except (OSError, sqlite3.Error) as failure:
-            raise BadEnvironment(f"state {path}", str(failure)) from failure
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _move_aside(self) -> None:
+        self.damaged = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+        self._path.rename(self.damaged)
+        for end in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + end).unlink(missing_ok=True)
+        self.fresh = True
+
+    def _refusal(self, failure: Exception) -> BadEnvironment:
+        return BadEnvironment(
+            f"state {self._path}",
+            str(failure),
+            "see that its folder is writable and has room",
+        )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.Error as failure:
+            raise self._refusal(failure) from failure
 
     def __enter__(self) -> Self:
         return self
@@ -98,9 +164,27 @@ class Store:
 
     def attachments(self) -> list[Attachment]:
         """All, by container and interface."""
+        return self._select("", ())
+
+    def get(self, container_id: str, interface: str) -> Attachment | None:
+        found = self._select(" WHERE container_id = ? AND interface = ?", (container_id, interface))
+        return found[0] if found else None
+
+    def _select(self, where: str, values: tuple[str, ...]) -> list[Attachment]:
         given: dict[tuple[str, str], list[IPAddress]] = {}
-        for address, container_id, interface in self._db.execute("SELECT * FROM addresses"):
-            given.setdefault((container_id, interface), []).append(ip_address(address))
+        ports: dict[tuple[str, str], list[HostPort]] = {}
+        try:
+            for address, *key in self._db.execute(f"SELECT * FROM addresses{where}", values):
+                given.setdefault((key[0], key[1]), []).append(ip_address(address))
+            for row in self._db.execute(f"SELECT * FROM host_ports{where}", values):
+                host_ip = ip_address(row[4]) if row[4] else None
+                one = HostPort(Protocol(row[2]), row[3], row[5], host_ip)
+                ports.setdefault((row[0], row[1]), []).append(one)
+            rows = self._db.execute(
+                f"SELECT * FROM attachments{where} ORDER BY 1, 2", values
+            ).fetchall()
+        except sqlite3.Error as failure:
+            raise self._refusal(failure) from failure
         return [
             Attachment(
                 container_id=row[0],
@@ -115,14 +199,32 @@ class Store:
                     sorted(given.get((row[0], row[1]), ()), key=lambda item: item.version)
                 ),
                 done=bool(row[8]),
+                host_ports=tuple(ports.get((row[0], row[1]), ())),
             )
-            for row in self._db.execute("SELECT * FROM attachments ORDER BY 1, 2")
+            for row in rows
         ]
 
-    def get(self, container_id: str, interface: str) -> Attachment | None:
-        for one in self.attachments():
-            if (one.container_id, one.interface) == (container_id, interface):
-                return one
+    def addresses(self) -> set[IPAddress]:
+        """All that are given out."""
+        return {ip_address(row[0]) for row in self._db.execute("SELECT address FROM addresses")}
+
+    def endpoint_ids(self) -> set[int]:
+        """All that are in use."""
+        return {row[0] for row in self._db.execute("SELECT endpoint_id FROM attachments")}
+
+    def port_holder(self, wanted: HostPort) -> str | None:
+        """The pod that holds a host port which clashes with this one."""
+        rows = self._db.execute(
+            "SELECT host_ip, pod FROM host_ports JOIN attachments USING (container_id, interface)"
+            " WHERE protocol = ? AND host_port = ?",
+            (int(wanted.protocol), wanted.host_port),
+        )
+        for host_ip, pod in rows:
+            other = HostPort(
+                wanted.protocol, wanted.host_port, 0, ip_address(host_ip) if host_ip else None
+            )
+            if wanted.clashes(other):
+                return str(pod)
         return None
 
     def holder(self, address: IPAddress) -> str | None:
@@ -141,8 +243,7 @@ class Store:
 
     def add(self, new: Attachment) -> None:
         """Write an attachment with its addresses, all or nothing."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._writing():
             self._db.execute(
                 "INSERT INTO attachments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -162,23 +263,41 @@ class Store:
                 [(str(address), new.container_id, new.interface) for address in new.addresses],
             )
             self._db.executemany(
+                "INSERT INTO host_ports VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *new.key,
+                        int(port.protocol),
+                        port.host_port,
+                        str(port.host_ip or ""),
+                        port.container_port,
+                    )
+                    for port in new.host_ports
+                ],
+            )
+            self._db.executemany(
                 "INSERT OR REPLACE INTO last VALUES (?, ?)",
                 [(address.version, str(address)) for address in new.addresses],
             )
 
     def done(self, one: Attachment) -> None:
         """The pod's wiring stands."""
-        self._db.execute(
-            "UPDATE attachments SET done = 1 WHERE container_id = ? AND interface = ?",
-            (one.container_id, one.interface),
-        )
+        with self._writing():
+            self._db.execute(
+                "UPDATE attachments SET done = 1 WHERE container_id = ? AND interface = ?", one.key
+            )
 
     def remove(self, one: Attachment) -> None:
         """Forget an attachment and free its addresses."""
-        self._db.execute(
-            "DELETE FROM attachments WHERE container_id = ? AND interface = ?",
-            (one.container_id, one.interface),
-        )
+        with self._writing():
+            self._db.execute(
+                "DELETE FROM attachments WHERE container_id = ? AND interface = ?", one.key
+            )
+
+    def writable(self) -> None:
+        """Raises BadEnvironment if nothing could be written now."""
+        with self._writing():
+            self._db.execute("PRAGMA user_version")
 
     # -- what the node had before podlane --------------------------------------
 

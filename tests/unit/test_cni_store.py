@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.cni.runtime import HostPort
 from dataplane.cni.store import Attachment, Store
 from dataplane.model.errors import BadEnvironment
-from dataplane.model.net import Family
+from dataplane.model.net import Family, Protocol
 
 POD = Attachment(
     container_id="c1",
@@ -44,7 +45,7 @@ def test_an_address_is_given_to_one_pod_only(tmp_path: Path) -> None:
         other = dataclasses.replace(
             POD, container_id="c2", veth="pl1", endpoint_id=2, addresses=POD.addresses[:1]
         )
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(BadEnvironment, match="UNIQUE constraint failed"):
             store.add(other)
         assert store.holder(POD.addresses[0]) == "shop/cart-0"
         assert len(store.attachments()) == 1
@@ -76,7 +77,50 @@ def test_a_newer_form_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "pods.db")
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_moved_aside(tmp_path: Path) -> None:
     (tmp_path / "pods.db").write_text("no database" * 100)
-    with pytest.raises(BadEnvironment, match=r"pods\.db: file is not a database"):
-        Store(tmp_path / "pods.db")
+    with Store(tmp_path / "pods.db") as store:
+        assert store.fresh
+        assert store.damaged is not None
+        assert store.damaged.read_text().startswith("no database")
+        store.add(POD)
+    with Store(tmp_path / "pods.db") as store:
+        assert not store.fresh
+        assert len(store.attachments()) == 1
+
+
+def test_a_damaged_page_is_found_when_the_store_is_opened(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        for number in range(1, 200):
+            one = dataclasses.replace(POD, container_id=f"c{number}", veth=f"pl{number}")
+            store.add(dataclasses.replace(one, endpoint_id=number, addresses=()))
+    text = bytearray((tmp_path / "pods.db").read_bytes())
+    text[4096 : 4096 * 4] = b"\xa5" * (4096 * 3)
+    (tmp_path / "pods.db").write_bytes(text)
+    with Store(tmp_path / "pods.db") as store:
+        assert store.damaged is not None
+        assert store.attachments() == []
+
+
+def test_a_host_port_has_one_holder(tmp_path: Path) -> None:
+    web = HostPort(Protocol.TCP, 80, 8080)
+    with Store(tmp_path / "pods.db") as store:
+        store.add(dataclasses.replace(POD, host_ports=(web,)))
+        got = store.get("c1", "eth0")
+        assert got is not None
+        assert got.host_ports == (web,)
+        assert store.port_holder(web) == "shop/cart-0"
+        inner = ip_address("192.0.2.1")
+        assert store.port_holder(HostPort(Protocol.TCP, 80, 1, inner)) == "shop/cart-0"
+        assert store.port_holder(HostPort(Protocol.UDP, 80, 1)) is None
+        store.remove(POD)
+        assert store.port_holder(web) is None
+
+
+def test_a_folder_without_room_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        store._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(BadEnvironment, match="full"):
+            for number in range(1, 5000):
+                one = dataclasses.replace(POD, container_id=f"c{number}", veth=f"pl{number}")
+                store.add(dataclasses.replace(one, endpoint_id=number, addresses=()))
