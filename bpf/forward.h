@@ -58,7 +58,8 @@ static __always_inline int flow_translate(struct __sk_buff *skb, struct packet *
  * receiver finds the packet as it sent it. f is the half that a reply to the
  * quoted packet would find, so the error travels as that reply would. The
  * error's own source changes only if it is an end of the flow; a router on the
- * way stays who it is (RFC 5508 section 4.2).
+ * way stays who it is (RFC 5508 section 4.2), but for a backend that knows the
+ * client by our address: the node that it is on takes nothing else from us.
  */
 static __always_inline int flow_translate_error(struct __sk_buff *skb, struct packet *p,
 						const struct flow *f)
@@ -74,7 +75,7 @@ static __always_inline int flow_translate_error(struct __sk_buff *skb, struct pa
 	sent->dst = reply ? f->frontend : f->source;
 	sent->sport = reply ? f->client_port : f->backend_port;
 	sent->dport = reply ? f->frontend_port : f->source_port;
-	if (addr_equal(&p->tuple.src, &p->inner.src)) {
+	if ((!reply && f->flags & FLOW_NAT_SRC) || addr_equal(&p->tuple.src, &p->inner.src)) {
 		err = packet_rewrite_source(skb, p, &sent->dst, 0);
 		if (err)
 			return err;
