@@ -31,8 +31,9 @@
 #define MLD_TYPE_DONE		  132
 #define MLD_TYPE_REPORT_V2	  143
 
-#define ARP_REQUEST 1
-#define ARP_REPLY   2
+#define ARP_ETHERNET 1
+#define ARP_REQUEST  1
+#define ARP_REPLY    2
 
 /* RFC 826 over Ethernet and IPv4 */
 struct arp_message {
@@ -53,7 +54,7 @@ static __always_inline int nd_answer(struct __sk_buff *skb, struct scratch *s, c
 	__u8 *body = s->answer.body;
 	__u16 length = ND_SIZE + 8;
 	__u8 mac[ETH_ALEN];
-	__s64 sum;
+	__u64 sum;
 
 	__builtin_memset(body, 0, ND_SIZE + 8);
 	body[0] = ND_TYPE_NEIGHBOUR_ADVERT;
@@ -69,7 +70,7 @@ static __always_inline int nd_answer(struct __sk_buff *skb, struct scratch *s, c
 	    answer_write_ipv6(skb, s, length, IPPROTO_ICMPV6, 255))
 		return -DROP_ANSWERED;
 	sum = csum_pseudo(s, length, IPPROTO_ICMPV6);
-	*(__u16 *)&body[2] = ~csum_fold(sum + bpf_csum_diff(0, 0, (void *)body, ND_SIZE + 8, 0));
+	*(__u16 *)&body[2] = ~csum_fold(sum + packet_csum(0, 0, body, ND_SIZE + 8));
 	if (bpf_skb_store_bytes(skb, ANSWER_L4, body, ND_SIZE + 8, 0))
 		return -DROP_ANSWERED;
 	return ACTION_ANSWER;
@@ -82,6 +83,7 @@ static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct scra
 	struct packet *p = &s->packet;
 	struct endpoint *ep;
 	struct addr target;
+	bool neighbour = false;
 
 	switch (p->icmp_type) {
 	case ND_TYPE_ROUTER_SOLICIT:
@@ -89,28 +91,34 @@ static __always_inline int from_pod_neighbour(struct __sk_buff *skb, struct scra
 	case MLD_TYPE_REPORT:
 	case MLD_TYPE_DONE:
 	case MLD_TYPE_REPORT_V2:
-		return ACTION_PASS;
+		break;
 	case ND_TYPE_ROUTER_ADVERT:
 	case ND_TYPE_REDIRECT:
 		return -DROP_NEIGHBOUR;
 	case ND_TYPE_NEIGHBOUR_SOLICIT:
 	case ND_TYPE_NEIGHBOUR_ADVERT:
+		neighbour = true;
 		break;
 	default:
 		return 0;
 	}
+	/* given to the stack, which would route what is not of the link */
+	if (!addr_is_multicast(&p->tuple.dst) && !addr_is_link_local(&p->tuple.dst))
+		return -DROP_NEIGHBOUR;
+	/* who asks is believed: the node's kernel learns the asker's MAC from it */
+	if (!addr_is_zero(&p->tuple.src) && !addr_is_link_local(&p->tuple.src)) {
+		ep = endpoints.lookup(&p->tuple.src);
+		if (!ep || ep->ifindex != skb->ifindex)
+			return -DROP_NEIGHBOUR;
+	}
+	if (!neighbour)
+		return ACTION_PASS;
 	/* RFC 4861 7.1: only from a neighbour */
 	if (p->hop_limit != 255)
 		return -DROP_NEIGHBOUR;
 	if (bpf_skb_load_bytes(skb, p->l4 + ND_TARGET, &target, sizeof(target)))
 		return -DROP_TRUNCATED;
 	if (p->icmp_type == ND_TYPE_NEIGHBOUR_SOLICIT) {
-		/* who asks is believed: the node's kernel learns the asker's MAC from it */
-		if (!addr_is_zero(&p->tuple.src) && !addr_is_link_local(&p->tuple.src)) {
-			ep = endpoints.lookup(&p->tuple.src);
-			if (!ep || ep->ifindex != skb->ifindex)
-				return -DROP_NEIGHBOUR;
-		}
 		/* duplicate address detection asks from the unspecified address, and needs no answer */
 		if (addr_equal(&target, &n->gateway) && !addr_is_zero(&p->tuple.src))
 			return nd_answer(skb, s, n);
@@ -176,6 +184,12 @@ static __always_inline int from_pod_handle(struct __sk_buff *skb, struct scratch
 		return err;
 	if (addr_is_multicast(&p->tuple.dst))
 		return -DROP_MULTICAST;
+	/* IPv4's gateway only answers ARP; IPv6's is an address of the node's own link */
+	if (addr_is_martian(&p->tuple.dst) ||
+	    (FAMILY == 4 && addr_equal(&p->tuple.dst, &n->gateway)))
+		return -DROP_MARTIAN;
+	if (FAMILY == 6 && addr_is_link_local(&p->tuple.dst))
+		return ACTION_PASS;
 	return forward(skb, HOOK_FROM_POD, s);
 }
 
@@ -198,6 +212,10 @@ static __always_inline int from_pod_answer_arp(struct __sk_buff *skb)
 		return -DROP_CONFIG;
 	if (bpf_skb_load_bytes(skb, L3_OFFSET, &arp, sizeof(arp)))
 		return -DROP_TRUNCATED;
+	if (arp.hardware != bpf_htons(ARP_ETHERNET) || arp.protocol != bpf_htons(ETH_P_IP) ||
+	    arp.hardware_length != sizeof(arp.sender_mac) ||
+	    arp.protocol_length != sizeof(arp.sender))
+		return -DROP_MALFORMED;
 	__builtin_memcpy(&sender, arp.sender, sizeof(arp.sender));
 	__builtin_memcpy(&target, arp.target, sizeof(target));
 	ep = endpoints.lookup(&sender);

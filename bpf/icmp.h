@@ -36,7 +36,7 @@ static __always_inline __u16 csum_fold(__u64 sum)
 }
 
 /* Of the answer: from s->answer.source to the packet's source. */
-static __always_inline __s64 csum_pseudo(struct scratch *s, __u32 length, __u8 protocol)
+static __always_inline __u64 csum_pseudo(struct scratch *s, __u32 length, __u8 protocol)
 {
 	struct pseudo_header *h = &s->answer.pseudo;
 
@@ -44,7 +44,7 @@ static __always_inline __s64 csum_pseudo(struct scratch *s, __u32 length, __u8 p
 	h->dst = s->packet.tuple.src;
 	h->length = bpf_htonl(length);
 	h->protocol = bpf_htonl(protocol);
-	return bpf_csum_diff(0, 0, (void *)h, sizeof(*h), 0);
+	return packet_csum(0, 0, h, sizeof(*h));
 }
 
 /* RFC 1122 3.2.2, RFC 4443 2.4(e), RFC 9293 3.10.7: what must not be answered. */
@@ -73,7 +73,7 @@ static __always_inline int answer_write_ipv4(struct __sk_buff *skb, struct scrat
 	ip->protocol = protocol;
 	ip->saddr = s->answer.source.word[0];
 	ip->daddr = s->packet.tuple.src.word[0];
-	ip->check = ~csum_fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
+	ip->check = ~csum_fold(packet_csum(0, 0, ip, sizeof(*ip)));
 	return bpf_skb_store_bytes(skb, L3_OFFSET, ip, sizeof(*ip), 0);
 }
 
@@ -121,7 +121,7 @@ static __always_inline int answer_with_reset(struct __sk_buff *skb, struct scrat
 	__u32 payload;
 	__be32 ack;
 	__be16 port;
-	__s64 sum;
+	__u64 sum;
 	int partial;
 
 	if (bpf_skb_load_bytes(skb, ANSWER_L4, tcp, sizeof(*tcp)))
@@ -152,7 +152,7 @@ static __always_inline int answer_with_reset(struct __sk_buff *skb, struct scrat
 	if (partial)
 		tcp->check = csum_fold(sum);
 	else
-		tcp->check = ~csum_fold(sum + bpf_csum_diff(0, 0, (void *)tcp, sizeof(*tcp), 0));
+		tcp->check = ~csum_fold(sum + packet_csum(0, 0, tcp, sizeof(*tcp)));
 	if (bpf_skb_store_bytes(skb, ANSWER_L4, tcp, sizeof(*tcp), 0))
 		return -DROP_ANSWERED;
 	return ACTION_ANSWER;
@@ -164,7 +164,7 @@ static __always_inline int answer_with_error(struct __sk_buff *skb, struct scrat
 {
 	__u16 length = ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE;
 	__u8 *body = s->answer.body;
-	__s64 pseudo = 0;
+	__u64 pseudo = 0;
 	int partial;
 
 	_Static_assert(sizeof(s->answer.body) >= ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE,
@@ -181,7 +181,7 @@ static __always_inline int answer_with_error(struct __sk_buff *skb, struct scrat
 		return partial;
 	if (FAMILY == 6)
 		pseudo = csum_pseudo(s, length, PROTOCOL_ICMP);
-	*(__u16 *)&body[2] = ~csum_fold(pseudo + bpf_csum_diff(0, 0, (void *)body, length, 0));
+	*(__u16 *)&body[2] = ~csum_fold(pseudo + packet_csum(0, 0, body, length));
 	/*
 	 * What a device adds to a place that holds the pseudo-header sum keeps
 	 * the message's own checksum true. Only an unused word can hold it; an

@@ -101,6 +101,17 @@ static __always_inline bool addr_is_multicast(const struct addr *a)
 	return FAMILY == 4 ? (first & 0xf0) == 0xe0 || a->word[0] == 0xffffffff : first == 0xff;
 }
 
+/* Unspecified or loopback: on no network (RFC 1122 3.2.1.3, RFC 4291 2.5). */
+static __always_inline bool addr_is_martian(const struct addr *a)
+{
+	__u8 first = *(const __u8 *)a;
+
+	if (FAMILY == 4)
+		return first == 0 || first == 127;
+	return !(a->word[0] | a->word[1 % ADDR_WORDS] | a->word[2 % ADDR_WORDS]) &&
+	       bpf_ntohl(a->word[3 % ADDR_WORDS]) <= 1;
+}
+
 static __always_inline bool addr_is_link_local(const struct addr *a)
 {
 	const __u8 *b = (const __u8 *)a;
@@ -375,6 +386,8 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *p)
 	err = FAMILY == 4 ? packet_parse_ipv4(skb, p) : packet_parse_ipv6(skb, p);
 	if (err)
 		return err;
+	if (p->l4 > p->end)
+		return -DROP_TRUNCATED;
 	if (p->fragment != FRAGMENT_LATER) {
 		err = packet_parse_l4(skb, p);
 		if (err)
@@ -409,6 +422,16 @@ static __always_inline __u64 packet_csum_flags(const struct packet *p)
 }
 
 /*
+ * The ones' complement sum of to less that of from. Before Linux 6.12 it has
+ * all 32 bits, and bcc declares it as int: taken as it comes, the half of all
+ * sums would be negative. Sizes are multiples of 4, so there are no errors.
+ */
+static __always_inline __u32 packet_csum(void *from, __u32 from_size, void *to, __u32 to_size)
+{
+	return bpf_csum_diff(from, from_size, to, to_size, 0);
+}
+
+/*
  * Writes a new address at l3_offset. IPv4's own checksum makes up for the
  * change in a CHECKSUM_COMPLETE sum; IPv6 has none, so there the store has to
  * say it (BPF_F_RECOMPUTE_CSUM).
@@ -418,7 +441,7 @@ static __always_inline int packet_store_addr(struct __sk_buff *skb, const struct
 {
 	int csum = packet_l4_csum_offset(p);
 	__u64 flags = BPF_F_PSEUDO_HDR | packet_csum_flags(p);
-	__s64 diff;
+	__u32 diff;
 
 	if (FAMILY == 4) {
 		/* ICMP has no pseudo-header over IPv4 */
@@ -432,9 +455,7 @@ static __always_inline int packet_store_addr(struct __sk_buff *skb, const struct
 			return -DROP_WRITE;
 		return 0;
 	}
-	diff = bpf_csum_diff((void *)old, sizeof(*old), (void *)new, sizeof(*new), 0);
-	if (diff < 0)
-		return -DROP_WRITE;
+	diff = packet_csum(old, sizeof(*old), new, sizeof(*new));
 	if (bpf_skb_store_bytes(skb, L3_OFFSET + l3_offset, new, sizeof(*new),
 				BPF_F_RECOMPUTE_CSUM))
 		return -DROP_WRITE;
@@ -513,7 +534,7 @@ static __always_inline int packet_rewrite_destination(struct __sk_buff *skb, str
 static __always_inline int packet_store_quoted_addr(struct __sk_buff *skb, const struct packet *p,
 						    int offset, struct addr *old, struct addr *new)
 {
-	__s64 diff;
+	__u32 diff;
 
 	if (addr_equal(old, new))
 		return 0;
@@ -522,8 +543,8 @@ static __always_inline int packet_store_quoted_addr(struct __sk_buff *skb, const
 					new->word[0], 4))
 			return -DROP_WRITE;
 	} else {
-		diff = bpf_csum_diff((void *)old, sizeof(*old), (void *)new, sizeof(*new), 0);
-		if (diff < 0 || bpf_l4_csum_replace(skb, p->l4 + ICMP_CSUM_OFFSET, 0, diff, 0))
+		diff = packet_csum(old, sizeof(*old), new, sizeof(*new));
+		if (bpf_l4_csum_replace(skb, p->l4 + ICMP_CSUM_OFFSET, 0, diff, 0))
 			return -DROP_WRITE;
 	}
 	return bpf_skb_store_bytes(skb, p->inner_l3 + offset, new, sizeof(*new), 0) ? -DROP_WRITE
