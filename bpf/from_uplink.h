@@ -13,6 +13,15 @@
 
 #include "forward.h"
 
+/* RFC 1812 5.3.7, RFC 4291 2.5.6: sources that can't be outside; a pod of this node isn't either. */
+static __always_inline bool from_uplink_is_martian(struct packet *p)
+{
+	struct addr *src = &p->tuple.src;
+
+	return addr_is_martian(src) || addr_is_multicast(src) ||
+	       (FAMILY == 6 && addr_is_link_local(src)) || endpoints.lookup(src);
+}
+
 static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
@@ -25,6 +34,10 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 	err = packet_parse(skb, p);
 	if (addr_is_multicast(&p->tuple.dst))
 		return ACTION_PASS;
+	if (FAMILY == 6 && addr_is_link_local(&p->tuple.dst))
+		return ACTION_PASS;
+	if (!err && from_uplink_is_martian(p))
+		err = -DROP_MARTIAN;
 	if (err) {
 		/* the host takes its own broken packets and stray fragments itself */
 		route_lookup(&p->tuple.dst, &path);
@@ -33,8 +46,6 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 			       : err;
 	}
 	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port)
-		return ACTION_PASS;
-	if (FAMILY == 6 && addr_is_link_local(&p->tuple.dst))
 		return ACTION_PASS;
 	return forward(skb, HOOK_FROM_UPLINK, s);
 }
