@@ -96,7 +96,7 @@ enum drop {
 	DROP_NEIGHBOUR = 33, /* neighbour message that a pod may not send */
 	DROP_CONFIG = 34, /* internal: node record missing */
 	DROP_ANSWERED = 35, /* answer could not be built in this packet */
-	DROP_ICMP_QUOTE = 36, /* ICMP error quotes a packet that its sender never got */
+	DROP_ICMP_QUOTE = 36, /* ICMP error quotes a packet that did not go between its ends */
 	DROP_MARTIAN = 37, /* address that no packet on this way may have */
 	DROP_MAX = 48,
 };

@@ -252,7 +252,7 @@ static __always_inline bool icmp_type_is_error(__u8 type)
  * later fragment, extension headers but for a first fragment's) leaves
  * icmp_error 0, and the packet is handled by its outer addresses alone.
  */
-static __always_inline void packet_parse_quote(struct __sk_buff *skb, struct packet *p)
+static __always_inline int packet_parse_quote(struct __sk_buff *skb, struct packet *p)
 {
 	__u8 head[sizeof(struct ipv6hdr)];
 	struct flow_key *inner = &p->inner;
@@ -260,32 +260,32 @@ static __always_inline void packet_parse_quote(struct __sk_buff *skb, struct pac
 
 	p->inner_l3 = p->l4 + ICMP_HEADER_SIZE;
 	if (bpf_skb_load_bytes(skb, p->inner_l3, head, size))
-		return;
+		return 0;
 	if (FAMILY == 4) {
 		if (head[0] >> 4 != 4 || (head[0] & 0xf) < 5)
-			return;
+			return 0;
 		if (((head[6] << 8 | head[7]) & IPV4_FRAGMENT_OFFSET) != 0)
-			return;
+			return 0;
 		inner->protocol = head[__builtin_offsetof(struct iphdr, protocol)];
 		p->inner_l4 = p->inner_l3 + (head[0] & 0xf) * 4;
 	} else {
 		if (head[0] >> 4 != 6)
-			return;
+			return 0;
 		inner->protocol = head[__builtin_offsetof(struct ipv6hdr, nexthdr)];
 		p->inner_l4 = p->inner_l3 + sizeof(struct ipv6hdr);
 	}
 	__builtin_memcpy(&inner->dst, head + L3_SRC_OFFSET, sizeof(struct addr));
 	__builtin_memcpy(&inner->src, head + L3_DST_OFFSET, sizeof(struct addr));
 	if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
-		return;
+		return 0;
 	/* routers do not fragment IPv6: a large datagram learns its path's MTU by this quote alone */
 	if (FAMILY == 6 && inner->protocol == IPPROTO_FRAGMENT) {
 		if (head[2] || head[3] & 0xf8)
-			return;
+			return 0;
 		inner->protocol = head[0];
 		p->inner_l4 += 8;
 		if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
-			return;
+			return 0;
 	}
 	switch (inner->protocol) {
 	case IPPROTO_TCP:
@@ -296,13 +296,17 @@ static __always_inline void packet_parse_quote(struct __sk_buff *skb, struct pac
 		break;
 	case PROTOCOL_ICMP:
 		if (head[0] != ECHO_REQUEST && head[0] != ECHO_REPLY)
-			return;
+			return 0;
 		inner->sport = inner->dport = *(__be16 *)&head[ICMP_ID_OFFSET];
 		break;
 	default:
-		return;
+		return 0;
 	}
+	/* told to another than who sent the packet, it would be delivered by the flow of a third */
+	if (!addr_equal(&inner->dst, &p->tuple.dst))
+		return -DROP_ICMP_QUOTE;
 	p->icmp_error = 1;
+	return 0;
 }
 
 static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *p)
@@ -333,7 +337,7 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 		p->icmp_type = head[0];
 		p->l4_size = ICMP_HEADER_SIZE;
 		if (icmp_type_is_error(p->icmp_type))
-			packet_parse_quote(skb, p);
+			return packet_parse_quote(skb, p);
 		if (p->icmp_type == ECHO_REQUEST || p->icmp_type == ECHO_REPLY) {
 			p->tuple.sport = *(__be16 *)&head[ICMP_ID_OFFSET];
 			p->tuple.dport = p->tuple.sport;
