@@ -18,6 +18,7 @@ class Book:
     def __init__(self, place: Place, roomy: bool) -> None:
         self._place, self._roomy = place, roomy
         self._known: dict[Tuple, Tuple] = {}  # a tuple as it arrives, and as it leaves
+        self._passed: set[Tuple] = set()  # through the stack, untranslated
         self._ending: set[Tuple] = set()
 
     def end(self, way: Tuple) -> None:
@@ -25,7 +26,11 @@ class Book:
         self._ending.add(way)
 
     def knows(self, way: Tuple | None) -> bool:
-        return way in self._known
+        return way in self._known or way in self._passed
+
+    def passed(self, way: Tuple) -> None:
+        """A packet went through the stack: so may its flow's, and its replies."""
+        self._passed |= {way, back(way)}
 
     def wrong(self, way: Tuple, out: Tuple, services: bool, hides: bool) -> str:
         """Why `way` may not leave as `out`; "" if it may, and then it is remembered.
@@ -33,7 +38,7 @@ class Book:
         services: this hook translates frontends; hides: it may rewrite sources.
         """
         known = self._known.get(way)
-        if known == out:
+        if known == out or (way == out and way in self._passed):
             return ""
         if known is not None and self._roomy and not self._ended(way, known):
             return f"a flow that left as {known}"

@@ -15,7 +15,7 @@ from tests.program.fuzz.book import Book
 from tests.program.fuzz.place import Place
 from tests.program.fuzz.sight import (
     DST, END, FIN, FIRST, HOPS, ICMP_OF, LATER, RST, SCTP, SRC, SUM_AT, TCP, UDP, V4_SUM,
-    Quote, Sight, Tuple, header_remainder, is_echo, look, quote_of, remainder,
+    Quote, Sight, Tuple, back, header_remainder, is_echo, look, quote_of, remainder,
     transport_remainder, tuple_of,
 )  # fmt: skip
 from tests.program.fuzz.stage import ABI, Case, Seen
@@ -128,20 +128,21 @@ class Judge:
     def _wrong_pass(self, case: Case, given: bytes, sight: Sight) -> str:
         """Unchanged to the stack, or out."""
         place, book = self._places[case.family], self._books[case.family]
-        way = self._way(given, sight, case.family) if not sight.wrong else None
+        known = not sight.wrong and self._knows(given, sight, case.family)
+        way = None if sight.wrong else self._way(given, sight, case.family)
         if case.hook == "to_pod" and way:
             # its replies go to the stack too
-            book.wrong(way, way, services=False, hides=False)
+            book.passed(way)
         if case.hook == "to_overlay":
             done = case.setup is not None and case.setup.tc_index is not None
             return "" if done or given[:12] == world.OVERLAY_MAC * 2 else "passed without its MACs"
-        if case.hook == "from_pod" and sight.dst in place.services and not book.knows(way):
+        if case.hook == "from_pod" and sight.dst in place.services and not known:
             return "a Service's address left to the stack"
         if case.hook != "to_uplink" or case.setup or sight.src not in place.pods.values():
             return ""
         if not place.hides(sight.dst):
             return ""
-        return "" if book.knows(way) else "leaves under a pod's address"
+        return "" if known else "leaves under a pod's address"
 
     # ---- bytes ----
     def _wrong_change(self, case: Case, given: bytes, sight: Sight, seen: Seen) -> str:
@@ -162,7 +163,7 @@ class Judge:
         allowed = self._fields(given, sight, family)
         if forwarded:
             allowed.append(slice(HOPS[family], HOPS[family] + 1))
-            why = self._wrong_target(case, given, after, seen)
+            why = self._wrong_target(case, given, sight, after, seen)
             if why:
                 return why
         quote = quote_of(given, sight, family)
@@ -197,7 +198,9 @@ class Judge:
             fields.append(slice(at, at + 2))
         return fields
 
-    def _wrong_target(self, case: Case, given: bytes, after: Sight, seen: Seen) -> str:
+    def _wrong_target(
+        self, case: Case, given: bytes, sight: Sight, after: Sight, seen: Seen
+    ) -> str:
         place, macs = self._places[case.family], seen.frame[:12]
         if case.hook not in ("from_pod", "from_uplink", "from_overlay"):
             return "this hook forwards nothing"
@@ -215,7 +218,8 @@ class Judge:
             return "by next hop, on a node with an overlay"
         if macs != given[:12]:
             return "MACs changed before the neighbour is known"
-        if after.dst in place.cluster or after.dst in place.services or after.dst in place.own:
+        inside = after.dst in place.cluster or after.dst in place.services or after.dst in place.own
+        if inside and not self._knows(given, sight, case.family):
             return "out, though its destination is inside"
         if place.is_on_link(after.dst):
             return "out, though its destination is of the link only"
@@ -238,6 +242,13 @@ class Judge:
             return tuple_of(frame, sight, family)
         ports = self._first.get((sight.src, sight.dst, sight.id, sight.protocol))
         return ports and (sight.protocol, sight.src, ports[0], sight.dst, ports[1])
+
+    def _knows(self, frame: bytes, sight: Sight, family: Family) -> bool:
+        """Whether the packet, or the one that it quotes, is of a flow that was seen."""
+        book, quote = self._books[family], quote_of(frame, sight, family)
+        return book.knows(self._way(frame, sight, family)) or (
+            quote is not None and book.knows(back(quote.way))
+        )
 
     def _wrong_way(
         self, case: Case, given: bytes, sight: Sight, seen: Seen, after: Sight,

@@ -160,6 +160,12 @@ def quote_of(frame: bytes, sight: Sight, family: Family) -> Quote | None:
         protocol = frame[l3 + 6]
     if len(frame) < l4 + 8:
         return None
+    if family is Family.V6 and protocol == FRAGMENT:
+        if frame[l4 + 2] or frame[l4 + 3] & 0xF8:
+            return None
+        protocol, l4 = frame[l4], l4 + 8
+        if len(frame) < l4 + 8:
+            return None
     src = frame[SRC[family] + shift : DST[family] + shift]
     dst = frame[DST[family] + shift : END[family] + shift]
     if protocol in (TCP, UDP, SCTP):

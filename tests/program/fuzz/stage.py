@@ -71,7 +71,8 @@ class Case:
 
     def meets(self, frame: bytes) -> bytes:
         """What the program gets of a frame."""
-        return frame[: self.setup.cut] if self.setup and self.setup.cut else frame
+        cut = self.setup.cut if self.setup else None
+        return frame[:cut].ljust(cut, b"\0") if cut else frame
 
 
 class Seen(NamedTuple):
