@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Command (and module, in this package) to its line in --help, in the order of --help.
 COMMANDS: dict[str, str] = {
     "agent": "run a node's agent",
+    "install": "put the CNI plugin in place",
     "uninstall": "take all that podlane put on a node away",
     "lab": "a cluster from plain manifests on this machine",
     "services": "Services and what they have carried",

@@ -28,6 +28,7 @@ from dataplane.agent.facts import (
 )
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
+from dataplane.agent.releases import Releases
 from dataplane.agent.sweeps import FLOWS, Sweeps
 from dataplane.agent.tables import Tables
 from dataplane.cni.store import Store
@@ -75,7 +76,10 @@ class NodeDatapath:
         self._tables = Tables(datapath, self._writer)
         self._hooks = Hooks(links.tc, datapath.programs)
         self.sweeps = Sweeps({f: datapath.maps[table] for f, table in FLOWS.items()}, self._tables)
-        self.pods = Pods(links, store, self._hooks, self._tables, facts)
+        self.pods = Pods(
+            links, store, self._hooks, self._tables, facts, Releases(config.state_dir),
+            self._publish,
+        )  # fmt: skip
         self._nodes: dict[str, Node] = {}
         self._nodes_changed = True
         self._source_problems: tuple[Problem, ...] = ()
@@ -109,8 +113,11 @@ class NodeDatapath:
                 )
                 self = cls(config, made, own, links, datapath, store, undo)
                 self._put_node()
+                if store.damaged is not None:
+                    log("STATE_DAMAGED", moved_to=store.damaged, rebuilt_from="what lives")
                 for words in self.pods.adopt():
                     log("pod_adopted", change=words)
+                self.pods.care()
                 yield self
 
     def finish(self) -> None:
@@ -154,6 +161,21 @@ class NodeDatapath:
         }
         problems.update(map(_no_room, refused))
         return tuple(str(problem) for problem in sorted(problems))
+
+    def _publish(self, batch: Batch) -> tuple[Problem, ...]:
+        """Take in what pods have on this node's ports; what is not served.
+
+        Raises:
+            TableFull: a map has no room for it.
+        """
+        if batch.upserts or batch.deletes:
+            self._desired.apply(batch)
+            plan = self._desired.plan(time.monotonic()) if self._up else None
+            if plan:
+                refused = self._writer.execute(plan)
+                if refused:
+                    raise refused[0]
+        return self._desired.problems()
 
     def wake(self) -> float | None:
         """When `apply` wants to be called though nothing changed (time.monotonic)."""

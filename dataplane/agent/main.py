@@ -20,10 +20,11 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from dataplane.agent import node
+from dataplane.agent import install, node, pins
 from dataplane.agent.config import Config
 from dataplane.agent.datapath import NodeDatapath
 from dataplane.agent.log import log
+from dataplane.agent.pods import Pods
 from dataplane.agent.rundir import SOCKET, RunDir
 from dataplane.cni.server import Server
 from dataplane.cni.store import Store
@@ -34,6 +35,7 @@ from dataplane.sources.watch import watch
 
 STORE = "pods.db"
 SETTLE_SECONDS = 0.1
+CARE_SECONDS = 2.0
 
 
 class _Word(enum.Enum):
@@ -83,6 +85,8 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
             (o for o in batch.upserts if isinstance(o, Node) and o.name == config.node_name), None
         )
         facts = node.find_facts(config, links, own)
+        if not pins.folders(config.bpffs_dir) and install.withdraw(config):
+            log("conflist_withdrawn", why="the node has no datapath yet")
         events = closing.enter_context(Events())
         datapath = closing.enter_context(NodeDatapath.bring_up(config, facts, own, links, store))
         report = _Report(rundir)
@@ -91,6 +95,8 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
         server = Server(rundir.path / SOCKET, datapath.pods, log)
         await server.start()
         report.ready()
+        if install.conflist(config):
+            log("conflist_written", folder=config.cni_conf_dir)
         log("node_ready", node=config.node_name, mode=config.mode, pod_mtu=facts.pod_mtu)
 
         def look() -> None:
@@ -103,6 +109,7 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
                 others = (
                     tasks.create_task(_pump(source, inbox)),
                     tasks.create_task(datapath.sweeps.run()),
+                    tasks.create_task(_care(datapath.pods)),
                 )
                 await _follow(inbox, datapath, report)
                 for task in others:
@@ -118,6 +125,15 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
 async def _pump(source: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Word]) -> None:
     async for batch in source:
         inbox.put_nowait(batch)
+
+
+async def _care(pods: Pods) -> None:
+    while True:
+        await asyncio.sleep(CARE_SECONDS)
+        try:
+            pods.care()
+        except (PodlaneError, OSError) as failure:
+            log("care_failed", why=str(failure))
 
 
 async def _follow(

@@ -13,25 +13,36 @@ import errno
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
-from dataplane.agent import settings
-from dataplane.agent.facts import GATEWAY_MAC, GATEWAYS, Facts
+from dataplane.agent import hostports, recovery, settings
+from dataplane.agent.facts import GATEWAY_MAC, GATEWAYS, OVERLAY_NAME, Facts
+from dataplane.agent.log import log
+from dataplane.agent.releases import Releases
 from dataplane.agent.tables import Tables
 from dataplane.cni import protocol
 from dataplane.cni.protocol import CniError, Request, Wiring
 from dataplane.cni.store import Attachment, Store
 from dataplane.core.addresses import next_free, ranges_of
+from dataplane.core.plan import FRONTENDS
 from dataplane.kernel.hooks import Hooks, Role
 from dataplane.kernel.netlink import KernelRoute, Link, Links, Neighbour, NetlinkError, open_netns
-from dataplane.model.constants import NameKind
-from dataplane.model.errors import BadEnvironment, RangeFull, TableFull
-from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
-from dataplane.model.rows import EndpointRow, NameKey, NameRow, Table
+from dataplane.model.constants import FrontendKind, NameKind
+from dataplane.model.errors import BadEnvironment, PodlaneError, TableFull
+from dataplane.model.net import Family, IPAddress, IPNetwork, Protocol, family_of
+from dataplane.model.objects import Batch, Problem
+from dataplane.model.rows import (
+    EndpointRow,
+    FrontendKey,
+    FrontendRow,
+    NameKey,
+    NameRow,
+    Table,
+)
 
 NAMES = Table("names")
 COUNTERS = Table("endpoint_counters")
@@ -43,10 +54,20 @@ class Pods:
     """Does what the CNI server is asked; the one that knows which pods there are."""
 
     def __init__(
-        self, links: Links, store: Store, hooks: Hooks, tables: Tables, facts: Facts
+        self,
+        links: Links,
+        store: Store,
+        hooks: Hooks,
+        tables: Tables,
+        facts: Facts,
+        releases: Releases,
+        publish: Callable[[Batch], Sequence[Problem]],
     ) -> None:
         self._links, self._store, self._hooks = links, store, hooks
         self._tables, self._facts = tables, facts
+        self._releases, self._publish = releases, publish
+        # Unwired, but the store could not be written: taken from it when it can.
+        self._to_forget: list[Attachment] = []
 
     # -- what CNI asks (cni.server.Handler) --------------------------------------
 
@@ -54,13 +75,19 @@ class Pods:
         """Wire a pod, all or nothing."""
         if request.netns is None:
             raise CniError(protocol.BAD_ENVIRONMENT, "CNI_NETNS", "missing")
-        if self._store.get(request.container_id, request.interface) is not None:
+        key = request.container_id, request.interface
+        if self._releases.taken(*key):
+            self.delete(request)  # a DEL that came while no agent was there
+            self._releases.done(*key)
+        self._forget()
+        if self._store.get(*key) is not None:
             raise CniError(
                 protocol.BAD_ENVIRONMENT,
                 f"pod {request.pod}",
                 f"has interface {request.interface} already",
                 "DEL it first",
             )
+        _refuse_unsupported(request)
         with ExitStack() as undo:
             netns = open_netns(request.netns)
             undo.callback(os.close, netns)
@@ -68,9 +95,9 @@ class Pods:
             new = self._plan(request)
             with ExitStack() as rollback:
                 self._store.add(new)
-                rollback.callback(self._store.remove, new)
-                rollback.callback(self._unwire, new)
+                rollback.callback(self.remove, new)
                 self._wire_all(new, netns)
+                self._publish_ports(new)
                 self._store.done(new)
                 rollback.pop_all()
         return self._wiring(new)
@@ -80,6 +107,23 @@ class Pods:
         there = self._store.get(request.container_id, request.interface)
         if there is not None:
             self.remove(there)
+
+    def collect(self, request: Request) -> None:
+        """Unwire every pod that the runtime does not name.
+
+        Raises:
+            CniError: some could not be; all were tried.
+        """
+        failures = []
+        for one in self._store.attachments():
+            if one.key not in request.valid:
+                try:
+                    self.remove(one)
+                    log("pod_collected", pod=one.pod, container=one.container_id)
+                except (PodlaneError, OSError) as failure:
+                    failures.append(f"{one.pod}: {failure}")
+        if failures:
+            raise CniError(protocol.IO_FAILED, "garbage", "; ".join(failures))
 
     def check(self, request: Request) -> None:
         """Say what of a pod's wiring is not as it was made.
@@ -95,17 +139,39 @@ class Pods:
                 f"has no interface {request.interface} of ours",
             )
         wrong = self._wrong(there, _Seen.of(self._links))
+        wrong += self._wrong_ports(there)
+        wrong += protocol.not_in_previous(request, self._wiring(there))
         if request.netns is not None:
             wrong += self._wrong_inside(there, request.netns)
         if wrong:
             raise CniError(protocol.POD_BROKEN, f"pod {there.pod}", "; ".join(wrong))
 
     def status(self) -> None:
-        """Say whether ADD can work: some address of every family must be left."""
+        """Say whether ADD can work, and whether the pods that are there have their network.
+
+        Raises:
+            CniError: 50 with what no new pod would get, 51 with what running pods lack.
+        """
         try:
             self._free_addresses()
-        except RangeFull as full:
-            raise CniError(protocol.NOT_AVAILABLE, full.what, full.why) from full
+            self._free_number("the next pod")
+            self._store.writable()
+        except PodlaneError as lacking:
+            raise CniError(
+                protocol.NOT_AVAILABLE, lacking.what, lacking.why, lacking.next_step
+            ) from lacking
+        places = [(Role.UPLINK, uplink.index, uplink.name) for uplink in self._facts.uplinks]
+        if self._facts.overlay_index:
+            places.append((Role.OVERLAY, self._facts.overlay_index, OVERLAY_NAME))
+        wrong = [
+            f"filter {filter.name} is not on {name}"
+            for role, index, name in places
+            for filter in self._hooks.wrong(role, index)
+        ]
+        if wrong:
+            raise CniError(
+                protocol.PODS_SUFFER, "datapath", "; ".join(wrong), "start the agent anew"
+            )
 
     # -- the node's own care -----------------------------------------------------
 
@@ -115,7 +181,7 @@ class Pods:
         Returns past-tense words on each pod that was not as it should be; none if the
         kernel is as the store says.
         """
-        done = []
+        done = self._rebuild() if self._store.fresh else []
         seen = _Seen.of(self._links)
         for one in self._store.attachments():
             link = seen.links.get(one.veth)
@@ -128,12 +194,46 @@ class Pods:
                 self._wire_host(one, link)
                 done.append(f"repaired {one.pod}: {'; '.join(wrong)}")
         done += self._forget_strangers()
+        for one in self._store.attachments():
+            self._publish(hostports.published(one, self._facts.name))
         return done
 
+    def care(self) -> None:
+        """What is to be done now and then: releases that the plugin recorded, rows to forget."""
+        for container_id, interface in self._releases.waiting():
+            there = self._store.get(container_id, interface)
+            if there is not None:
+                self.remove(there)
+                log("pod_released", pod=there.pod, container=container_id)
+            self._releases.done(container_id, interface)
+        self._forget()
+
     def remove(self, one: Attachment) -> None:
-        """Unwire a pod and free its addresses."""
+        """Unwire a pod and free its addresses.
+
+        With a store that can't be written it is unwired all the same, and its row goes
+        later: a pod must not hang for a full disk.
+        """
         self._unwire(one)
-        self._store.remove(one)
+        self._to_forget.append(one)
+        self._forget()
+
+    def _forget(self) -> None:
+        while self._to_forget:
+            try:
+                self._store.remove(self._to_forget[0])
+            except BadEnvironment as failure:
+                log("row_kept", pod=self._to_forget[0].pod, why=str(failure))
+                return
+            self._to_forget.pop(0)
+
+    def _rebuild(self) -> list[str]:
+        """Take what lives into a store that knows nothing."""
+        done = []
+        for one in recovery.living(self._links, self._tables):
+            self._store.add(one)
+            done.append(f"adopted {one.pod} without a record of it")
+        return done
 
     def _wrong(self, one: Attachment, seen: _Seen) -> list[str]:
         """What on the host side is not as it was made, in words."""
@@ -165,31 +265,67 @@ class Pods:
         addresses = request.addresses or self._free_addresses()
         for address in addresses:
             self._refuse_address(address)
-        used = {one.endpoint_id for one in self._store.attachments()}
-        size = min(self._tables.size(COUNTERS), *(self._tables.size(t) for t in ENDPOINTS.values()))
-        number = next((n for n in range(1, size) if n not in used), None)
-        if number is None:
-            raise TableFull(
-                f"pod {request.pod}",
-                f"all {size - 1} places of map endpoints are taken",
-                "raise mapSizes.endpoints and mapSizes.endpoint_counters",
-            )
+        for port in request.runtime.host_ports:
+            holder = self._store.port_holder(port)
+            if holder is not None:
+                raise CniError(
+                    protocol.BAD_CONFIG, str(port), f"is held by pod {holder} of this node"
+                )
+        number = self._free_number(request.pod)
         digest = hashlib.sha256((request.container_id + request.interface).encode())
         return Attachment(
             container_id=request.container_id,
             interface=request.interface,
             veth=f"pl{digest.hexdigest()[:12]}",
             endpoint_id=number,
-            mac=b"\x0e" + digest.digest()[6:11],  # locally administered
+            # made up ones are locally administered
+            mac=request.runtime.mac or b"\x0e" + digest.digest()[6:11],
             netns=str(request.netns),
             pod=request.pod,
             mtu=self._facts.pod_mtu,
             addresses=tuple(sorted(addresses, key=lambda address: address.version)),
             done=False,
+            host_ports=request.runtime.host_ports,
         )
 
+    def _free_number(self, pod: str) -> int:
+        used = self._store.endpoint_ids()
+        size = min(self._tables.size(COUNTERS), *(self._tables.size(t) for t in ENDPOINTS.values()))
+        number = next((n for n in range(1, size) if n not in used), None)
+        if number is None:
+            raise TableFull(
+                f"pod {pod}",
+                f"all {size - 1} places of map endpoints are taken",
+                "raise mapSizes.endpoints and mapSizes.endpoint_counters",
+            )
+        return number
+
+    def _publish_ports(self, one: Attachment) -> None:
+        if not one.host_ports:
+            return
+        problems = self._publish(hostports.published(one, self._facts.name))
+        for port, key in zip(one.host_ports, hostports.services(one), strict=True):
+            for problem in problems:
+                if problem.object == str(key):
+                    raise CniError(protocol.BAD_CONFIG, f"pod {one.pod}: {port}", problem.reason)
+
+    def _wrong_ports(self, one: Attachment) -> list[str]:
+        """Host ports of which no frontend is in the map."""
+        there = {
+            (key.port, key.protocol)
+            for table in FRONTENDS.values()
+            for key, row in (self._tables.items(table) if one.host_ports else ())
+            if isinstance(row, FrontendRow) and row.kind == FrontendKind.HOST_PORT
+            if isinstance(key, FrontendKey)
+        }
+        return [
+            f"{port} has no frontend"
+            for port in one.host_ports
+            if (port.host_port, int(port.protocol)) not in there
+        ]
+
     def _free_addresses(self) -> tuple[IPAddress, ...]:
-        used = {address for one in self._store.attachments() for address in one.addresses}
+        used = self._store.addresses()
         return tuple(
             next_free(ranges_of(self._facts.pod_cidrs, family), used, self._store.last(family))
             for family in self._facts.routers
@@ -242,13 +378,15 @@ class Pods:
         for address in one.addresses:
             self._tables.put(ENDPOINTS[family_of(address)], {address: row})
         if not link.up:
-            self._links.set_up(link.index)
+            self._links.set_up(link.index, recovery.alias_of(one))
         for address in one.addresses:
             self._links.put_neighbour(Neighbour(link.index, address, one.mac))
             self._links.put_route(self._host_route(link, address))
 
     def _unwire(self, one: Attachment) -> None:
         """Rows first, so that a late packet is dropped by name and not sent into a void."""
+        if one.host_ports:
+            self._publish(hostports.withdrawn(one, self._facts.name))
         for address in one.addresses:
             table = ENDPOINTS[family_of(address)]
             there = self._tables.get(table, address)
@@ -268,10 +406,15 @@ class Pods:
         )
 
     def _forget_strangers(self) -> list[str]:
-        """Endpoint rows of pods that the store does not know would send packets astray."""
-        known = {a for one in self._store.attachments() for a in one.addresses}
-        ids = {one.endpoint_id for one in self._store.attachments()}
+        """Devices and rows of pods that the store does not know would send packets astray."""
+        stored = self._store.attachments()
+        known = {a for one in stored for a in one.addresses}
+        ids, veths = {one.endpoint_id for one in stored}, {one.veth for one in stored}
         done = []
+        for link in recovery.pod_links(self._links).values():
+            if link.name not in veths:
+                self._links.delete_link(link.index)
+                done.append(f"removed device {link.name}: no pod has it")
         for table in ENDPOINTS.values():
             strange = [a for a, _ in self._tables.items(table) if a not in known]
             if strange:
@@ -379,6 +522,25 @@ def _row(one: Attachment, link: Link) -> EndpointRow:
 
 def _name_key(one: Attachment) -> NameKey:
     return NameKey(NameKind.ENDPOINT, one.endpoint_id)
+
+
+def _refuse_unsupported(request: Request) -> None:
+    """What is asked for and can't be had, by name."""
+    runtime = request.runtime
+    for port in runtime.host_ports:
+        if port.protocol is Protocol.SCTP:
+            raise CniError(protocol.UNSUPPORTED_FIELD, str(port), "SCTP is not served")
+        if port.host_ip is not None and port.host_ip.is_loopback:
+            raise CniError(
+                protocol.UNSUPPORTED_FIELD, str(port), "a loopback address is not served"
+            )
+    for place, one in enumerate(runtime.host_ports):
+        if any(one.clashes(other) for other in runtime.host_ports[:place]):
+            raise CniError(protocol.BAD_CONFIG, str(one), "is asked for twice")
+    if runtime.bandwidth is not None:
+        raise CniError(
+            protocol.UNSUPPORTED_FIELD, "runtimeConfig.bandwidth", "podlane shapes no pod"
+        )
 
 
 def _refuse_own_netns(netns: int, path: Path) -> None:

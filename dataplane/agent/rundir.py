@@ -61,3 +61,20 @@ class RunDir:
         temporary = self.path / f".{STATUS}"
         temporary.write_text(json.dumps(status, default=str) + "\n")
         temporary.replace(self.path / STATUS)
+
+
+def is_ready(path: Path) -> bool:
+    """Whether an agent runs in this folder, and says that its node is up."""
+    try:
+        with open(path / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass  # an agent holds it
+    except OSError:
+        return False
+    else:
+        return False
+    try:
+        return bool(json.loads((path / STATUS).read_text())["state"] == "ready")
+    except (OSError, ValueError, KeyError):
+        return False

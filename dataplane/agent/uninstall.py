@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from ipaddress import ip_interface
 from pathlib import Path
 
-from dataplane.agent import pins, settings
+from dataplane.agent import install, pins, settings
 from dataplane.agent.config import Config
 from dataplane.agent.facts import GATEWAY_MAC, HOST_VETH, OVERLAY_NAME, OVERLAY_PORT
 from dataplane.agent.main import STORE
+from dataplane.agent.releases import FOLDER
 from dataplane.agent.rundir import LOCK, SOCKET, STATUS, RunDir
 from dataplane.cni.store import Store
 from dataplane.kernel.hooks import Role, detach
@@ -39,6 +40,7 @@ def run(config: Config) -> Iterator[str]:
         rundir.take()
         closing.callback(rundir.release)
         links = closing.enter_context(Links())
+        yield from install.remove(config)
         had_state = (config.state_dir / STORE).exists()
         store = closing.enter_context(Store(config.state_dir / STORE))
         yield from _devices(links)
@@ -49,6 +51,9 @@ def run(config: Config) -> Iterator[str]:
         store.close()
         for folder in pins.remove(config.bpffs_dir):
             yield f"pins in {folder} removed"
+        releases = config.state_dir / FOLDER
+        if releases.is_dir():
+            _folder(releases, list(releases.iterdir()))
         state = [config.state_dir / f"{STORE}{end}" for end in ("", "-wal", "-shm")]
         if _folder(config.state_dir, state) and had_state:
             yield f"state in {config.state_dir} removed"

@@ -20,7 +20,8 @@ from dataplane.cni import protocol
 from dataplane.cni.protocol import CniError, Request, Wiring
 from dataplane.model.errors import BadEnvironment, PodlaneError
 
-_LONGEST = 1 << 20
+_LONGEST = 2 << 20  # the plugin takes a configuration of 1 MiB, and adds its environment
+_BACKLOG = 1024  # a node that comes up starts all its pods at once
 _SECONDS_TO_ASK = 10
 _UCRED = struct.Struct("3i")
 
@@ -33,6 +34,8 @@ class Handler(Protocol):
     def delete(self, request: Request) -> None: ...
 
     def check(self, request: Request) -> None: ...
+
+    def collect(self, request: Request) -> None: ...
 
     def status(self) -> None: ...
 
@@ -52,7 +55,9 @@ class Server:
             os.fchmod(listener.fileno(), 0o600)  # before bind, so that it never was open to others
             listener.bind(os.fspath(self._path))
             os.chmod(self._path, 0o600)
-            self._server = await asyncio.start_unix_server(self._connection, sock=listener)
+            self._server = await asyncio.start_unix_server(
+                self._connection, sock=listener, backlog=_BACKLOG
+            )
         except OSError as failure:
             raise BadEnvironment(f"socket {self._path}", str(failure)) from failure
 
@@ -97,6 +102,8 @@ class Server:
                 self._handler.delete(request)
             case "CHECK":
                 self._handler.check(request)
+            case "GC":
+                self._handler.collect(request)
             case "STATUS":
                 self._handler.status()
             case "VERSION":
@@ -125,7 +132,7 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, object], object
             while chunk := await reader.read(65536):
                 data += chunk
                 if len(data) > _LONGEST:
-                    raise CniError(protocol.DECODE_FAILED, "request", "longer than 1 MiB")
+                    raise CniError(protocol.DECODE_FAILED, "request", "longer than 2 MiB")
     except TimeoutError as failure:
         raise CniError(protocol.IO_FAILED, "request", "did not end in time") from failure
     try:

@@ -2,8 +2,9 @@
 """Which addresses and ports a Service asks for on this node, and who gets a contested one.
 
 Two Services may ask for one frontend. A ClusterIP goes before a NodePort, this before a
-load-balancer address, this before an external IP; among equals the older Service wins,
-then the first by name. A Service that loses the whole ClusterIP loses its ports too.
+load-balancer address, this before an external IP, this before a pod's hostPort; among
+equals the older Service wins, then the first by name. A Service that loses the whole
+ClusterIP loses its ports too.
 Must not know endpoints, ids or maps.
 """
 
@@ -20,7 +21,12 @@ from dataplane.model.net import Family, IPAddress, IPNetwork, Protocol, family_o
 from dataplane.model.objects import Problem, Service, ServicePort, ServiceType
 from dataplane.model.rows import FrontendKey
 
-SERVED = (ServiceType.CLUSTER_IP, ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
+SERVED = (
+    ServiceType.CLUSTER_IP,
+    ServiceType.NODE_PORT,
+    ServiceType.LOAD_BALANCER,
+    ServiceType.HOST_PORT,
+)
 PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
 
@@ -47,11 +53,15 @@ class Settings:
 
     def node_port_addresses(self, family: Family) -> tuple[IPAddress, ...]:
         """The addresses of this node on which NodePorts are served; never loopback."""
-        own = [a for a in self.addresses if a.version == family and not a.is_loopback]
+        own = self.own_addresses(family)
         ranges = [r for r in self.node_port_ranges if r.version == family]
         if not ranges:
-            return tuple(own[:1])
+            return own[:1]
         return tuple(a for a in own if any(a in r for r in ranges))
+
+    def own_addresses(self, family: Family) -> tuple[IPAddress, ...]:
+        """The addresses of this node in one family, the primary one first; never loopback."""
+        return tuple(a for a in self.addresses if a.version == family and not a.is_loopback)
 
 
 class Claim(NamedTuple):
@@ -115,6 +125,8 @@ def address_claims(
 ) -> dict[FrontendKey, Claim]:
     """One whole-address claim for each ClusterIP of the node's families."""
     claims: dict[FrontendKey, Claim] = {}
+    if service.type is ServiceType.HOST_PORT:
+        return claims
     if not service.cluster_ips:
         problems.add(_problem(service, "spec.clusterIP", "no address is assigned"))
     for address in service.cluster_ips:
@@ -138,10 +150,11 @@ def service_ports(
     service: Service, settings: Settings, problems: set[Problem]
 ) -> Iterator[tuple[ServiceName, ServicePort]]:
     """The Service ports to serve, once a family in which the Service has a ClusterIP."""
-    families = {family_of(a) for a in service.cluster_ips}
-    for port in service.ports:
+    host_port = service.type is ServiceType.HOST_PORT
+    families = set(service.families if host_port else map(family_of, service.cluster_ips))
+    for index, port in enumerate(service.ports):
         if port.protocol not in PROTOCOLS:
-            field = f"spec.ports[{port.name or port.port}].protocol"
+            field = f"spec.ports[{port.name or index}].protocol"
             problems.add(_problem(service, field, f"{port.protocol.name} is not served"))
             continue
         text = port.name or str(port.port)
@@ -176,16 +189,21 @@ def port_claims(
             own = settings.node_port_addresses(owner.family)
             found += [(a, port.node_port, FrontendKind.NODE_PORT) for a in own]
         found += [(a, port.port, FrontendKind.LOAD_BALANCER) for a in balanced]
-        found += [(a, port.port, FrontendKind.EXTERNAL_IP) for a in service.external_ips]
+        if service.type is ServiceType.HOST_PORT:
+            own = service.external_ips or settings.own_addresses(owner.family)
+            found = [(a, port.port, FrontendKind.HOST_PORT) for a in own]
+        else:
+            found += [(a, port.port, FrontendKind.EXTERNAL_IP) for a in service.external_ips]
         for address, number, kind in found:
             if address.version != owner.family:
                 continue
             key = FrontendKey(address, number, int(port.protocol))
-            earlier = claims.get(key)
-            if earlier is None:
-                claims[key] = Claim(kind, service.created, service.namespace, service.name, owner)
-            elif earlier.owner != owner:
-                problems.add(_taken(service, key, kind, earlier))
+            claim = Claim(kind, service.created, service.namespace, service.name, owner)
+            earlier = claims.setdefault(key, claim)
+            if earlier.owner != owner:
+                first, second = (claim, earlier) if kind < earlier.kind else (earlier, claim)
+                claims[key] = first
+                problems.add(_taken(service, key, second.kind, first))
     return claims
 
 
@@ -195,6 +213,7 @@ _FIELDS = {
     FrontendKind.NODE_PORT: "spec.ports[].nodePort",
     FrontendKind.LOAD_BALANCER: "status.loadBalancer.ingress",
     FrontendKind.EXTERNAL_IP: "spec.externalIPs",
+    FrontendKind.HOST_PORT: "hostPort",
 }
 
 

@@ -17,7 +17,7 @@ from dataplane.core.draft import NO_SERVICE
 from dataplane.core.endpoints import Place, place_of
 from dataplane.core.plan import BACKENDS, FRONTENDS, NAMES, SERVICES, SLOTS, Key, Row, State
 from dataplane.core.pools import IdPool, SlotPool
-from dataplane.model.constants import FrontendKind, NameKind
+from dataplane.model.constants import NameKind
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family
 from dataplane.model.rows import (
@@ -134,9 +134,7 @@ def adopt(state: State, limits: Limits) -> Holdings:
         ]
         backend_ids[family] = IdPool(limits.backends, live, rows)
         written = cast(Mapping[FrontendKey, FrontendRow], state.get(FRONTENDS[family], {}))
-        frontends[family] = {
-            key: row for key, row in written.items() if row.kind != FrontendKind.HOST_PORT
-        }
+        frontends[family] = dict(written)
     used = _read_sets(ports, cast(Mapping[int, SlotRow], state.get(SLOTS, {})), limits.slots)
     words = [word for row in services.values() for word in (row.cluster, row.local)]
     by_service: dict[tuple[str, str], dict[ServiceName, Port]] = {}

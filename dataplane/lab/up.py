@@ -147,6 +147,9 @@ def _start_agent(
         "runDir": str(own.run_dir),
         "stateDir": str(own.state_dir),
         "bpffsDir": str(own.bpffs_dir),
+        # The machine's own folders are a runtime's; nobody here needs a plugin to be found.
+        "cniBinDir": str(own.run_dir / "cni" / "bin"),
+        "cniConfDir": str(own.run_dir / "cni" / "conf"),
     }
     own.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     command = [

@@ -28,13 +28,18 @@ class Kind(enum.Enum):
 
 
 class ServiceType(enum.Enum):
-    """`spec.type`; Headless is a ClusterIP Service with clusterIP None."""
+    """`spec.type`; Headless is a ClusterIP Service with clusterIP None.
+
+    HostPort is no Kubernetes type: one port of the node that leads to one pod on it. Its
+    external_ips are the node's addresses that it is on; none means all of them.
+    """
 
     CLUSTER_IP = "ClusterIP"
     NODE_PORT = "NodePort"
     LOAD_BALANCER = "LoadBalancer"
     EXTERNAL_NAME = "ExternalName"
     HEADLESS = "Headless"
+    HOST_PORT = "HostPort"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -68,6 +68,8 @@ class AgentNode:
             "bpffsDir": str(self.folder / "bpf"),
             "serviceCIDRs": ["10.96.0.0/16", "fd00:96::/112"],
             "mapSizes": SIZES,
+            "cniBinDir": str(self.folder / "cni/bin"),
+            "cniConfDir": str(self.folder / "cni/conf"),
             **more,
         }
         self.config.write_text(json.dumps(settings))  # JSON is YAML

@@ -33,6 +33,9 @@ class Pods:
     def check(self, request: Request) -> None:
         raise CniError(protocol.UNKNOWN_CONTAINER, "container", "unknown")
 
+    def collect(self, request: Request) -> None:
+        self.asked.append(request)
+
     def status(self) -> None:
         return None
 

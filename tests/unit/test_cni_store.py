@@ -120,7 +120,7 @@ def test_a_host_port_has_one_holder(tmp_path: Path) -> None:
 def test_a_folder_without_room_is_told_and_nothing_is_written(tmp_path: Path) -> None:
     with Store(tmp_path / "pods.db") as store:
         store._db.execute("PRAGMA max_page_count = 1")
+        big = dataclasses.replace(POD, netns="/" + "x" * 100_000)
         with pytest.raises(BadEnvironment, match="full"):
-            for number in range(1, 5000):
-                one = dataclasses.replace(POD, container_id=f"c{number}", veth=f"pl{number}")
-                store.add(dataclasses.replace(one, endpoint_id=number, addresses=()))
+            store.add(big)
+        assert store.attachments() == []

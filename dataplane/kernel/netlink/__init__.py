@@ -166,8 +166,10 @@ class Links:
             raise NetlinkError(errno.ENODEV, f"device {name} went as it was made")
         return found
 
-    def set_up(self, index: int) -> None:
-        self._wire.new(wire.LINK, {"index": index, "flags": _IFF_UP, "change": _IFF_UP}, [])
+    def set_up(self, index: int, alias: str = "") -> None:
+        """Bring a device up; `alias` is a remark that `links` shows, at most 255 bytes."""
+        attrs = [("IFLA_IFALIAS", alias)] if alias else []
+        self._wire.new(wire.LINK, {"index": index, "flags": _IFF_UP, "change": _IFF_UP}, attrs)
 
     def set_mtu(self, index: int, mtu: int) -> None:
         self._wire.new(wire.LINK, {"index": index}, [("IFLA_MTU", mtu)])
@@ -315,6 +317,7 @@ def _link(message: Message) -> Link:
         kind="loopback" if message["ifi_type"] == _ARPHRD_LOOPBACK else kind,
         ethernet=ethernet,
         no_arp=bool(message["flags"] & _IFF_NOARP),
+        alias=message.attr("IFLA_IFALIAS") or "",
         peer_index=(message.attr("IFLA_LINK") or 0) if kind == "veth" else 0,
         vxlan_port=(data.get_attr("IFLA_VXLAN_PORT") or 0) if data else 0,
         vxlan_metadata=bool(data and data.get_attr("IFLA_VXLAN_COLLECT_METADATA")),

@@ -28,6 +28,7 @@ class Link:
     kind: str = ""
     ethernet: bool = True
     no_arp: bool = False
+    alias: str = ""
     peer_index: int = 0
     vxlan_port: int = 0
     vxlan_metadata: bool = False
