@@ -25,7 +25,7 @@ from typing import Any
 
 from dataplane.kernel import netns
 from dataplane.model.net import Family
-from tests.network.cluster import PODLANE, AgentNode, Cluster
+from tests.network.cluster import PODLANE, SIZES, AgentNode, Cluster
 
 FAMILIES = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 SLOW = 15.0
@@ -212,8 +212,9 @@ def serves(ns: str, family: Family, target: str, port: int) -> Callable[[], bool
     """Whether a TCP connection is accepted there."""
 
     def asked() -> bool:
-        with contextlib.suppress(OSError):
-            connect(ns, family, target, port).close()
+        with make(ns, family, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
+            client.settimeout(1)
+            client.connect((target, port))
             return True
         return False
 
@@ -234,10 +235,12 @@ def drops(node: AgentNode) -> Counter[str]:
 
 
 @contextlib.contextmanager
-def two_nodes(mode: str = "vxlan") -> Iterator[Cluster]:
-    """Pods a and b on node 1, c and d on node 2; agents run."""
+def two_nodes(mode: str = "vxlan", flows: int = 1 << 18) -> Iterator[Cluster]:
+    """Pods a and b on node 1, c and d on node 2; agents run. flows: entries of that table."""
     made = Cluster(2, mode)
     try:
+        for node in made.nodes:
+            node.write_config(mapSizes={**SIZES, "flows": flows})
         made.start()
         one, two = made.nodes
         one.add_pod("a", both(1, 11))
