@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -218,8 +219,19 @@ def _count(rows: Sequence[Row], maps: Mapping[str, Maps], rest: Rest) -> _Counts
     return _Counts(flows, pods, drops)
 
 
-def _drops(row: Row, before: _Counts, after: _Counts) -> Iterator[Drops]:
-    """What this row's nodes dropped of its family in the meantime."""
+def _meant(wave: Sequence[Row]) -> Counter[tuple[str, Family, str]]:
+    """Packets that a wave is to have dropped, by node, family and reason."""
+    found: Counter[tuple[str, Family, str]] = Counter()
+    for row in wave:
+        if row.outcome in judge.DROP_REASONS:
+            found[row.entry, row.family, judge.DROP_REASONS[row.outcome]] += row.requests
+    return found
+
+
+def _drops(
+    row: Row, before: _Counts, after: _Counts, meant: Counter[tuple[str, Family, str]]
+) -> Iterator[Drops]:
+    """What this row's nodes dropped of its family meanwhile, but not as other rows meant it."""
     words = abi(row.family)
     places_a_hook = int(words.constant("DROP_MAX"))
     for node in sorted(row.nodes):
@@ -227,10 +239,13 @@ def _drops(row: Row, before: _Counts, after: _Counts) -> Iterator[Drops]:
             grown = packets - before.drops[node].get((family, place), 0)
             if family is row.family and grown:
                 hook, reason = divmod(place, places_a_hook)
+                name = words.enum("drop")(reason).name
+                if row.outcome is Outcome.ANSWERED and grown <= meant[node, family, name]:
+                    continue
                 yield Drops(
                     node=node,
                     hook=words.enum("hook")(hook).name.removeprefix("HOOK_").lower(),
-                    reason=words.enum("drop")(reason).name,
+                    reason=name,
                     words=words.text("drop", reason),
                     packets=grown,
                 )
@@ -242,6 +257,7 @@ def _ask_wave(
     before = _count(wave, maps, rest)
     replies = asker.ask(wave)
     after = _count(wave, maps, rest)
+    meant = _meant(wave)
     for number, row in enumerate(wave):
         first, last = before.flows[number], after.flows[number]
         yield (
@@ -254,7 +270,7 @@ def _ask_wave(
                     for one in row.answerers
                     if row.counted is None and one.pod in after.pods
                 },
-                drops=tuple(_drops(row, before, after)),
+                drops=tuple(_drops(row, before, after, meant)),
                 broken=rest.touching(row),
             ),
         )

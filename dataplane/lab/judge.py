@@ -19,6 +19,12 @@ from typing import Any
 from dataplane.lab.expect import Outcome, Row
 from dataplane.model.net import IPAddress
 
+DROP_REASONS = {
+    Outcome.REFUSED: "DROP_NO_BACKEND",
+    Outcome.DROPPED: "DROP_NO_LOCAL_BACKEND",
+}
+"""Names in enum drop under which a request that should not be answered is counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -45,8 +51,8 @@ class Observed:
 
     flows: new flows that the entry node counted for its Service port; None if the kernel
     knows no such Service port. pods: packets that programs counted into each answerer
-    (only if the row asks no Service). drops: what its nodes dropped meanwhile, other rows'
-    included. broken: what was found wrong at rest: missing filters, wrong entries.
+    (only if the row asks no Service). drops: what its nodes dropped meanwhile, but for what
+    other rows were to have dropped. broken: what was found wrong at rest: missing filters, wrong entries.
     """
 
     replies: Sequence[Reply]
@@ -181,11 +187,12 @@ def _spread(row: Row, by: Mapping[str, int]) -> list[str]:
     if not row.every or len(names) < 2 or total == 0:
         never = [name for name in names if not by.get(name)] if len(names) == 1 else []
         return [f"{name} never answered" for name in never]
-    expected = total / len(names)
-    missed = [name for name in names if not by.get(name)] if expected >= 8 else []
+    # Requests that got no answer were somebody's too: who answered none of them is named.
+    missed = [name for name in names if not by.get(name)] if row.requests / len(names) >= 8 else []
     if missed:
         shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
         return [f"{shown} never answered"]
+    expected = total / len(names)
     chi = sum((by.get(name, 0) - expected) ** 2 / expected for name in names)
     freedom = len(names) - 1
     if chi > freedom + 7 * sqrt(2 * freedom) + 14:
@@ -222,7 +229,7 @@ def _unanswered(row: Row, seen: Observed) -> list[str]:
     why = [
         f"{n} of {row.requests} requests {what}, and should {words}" for what, n in others.items()
     ]
-    reason = "DROP_NO_BACKEND" if row.outcome is Outcome.REFUSED else "DROP_NO_LOCAL_BACKEND"
+    reason = DROP_REASONS[row.outcome]
     counted = sum(d.packets for d in seen.drops if d.node == row.entry and d.reason == reason)
     if counted < row.requests:
         why.append(f"{row.entry} counted {counted} such packets for {row.requests} requests")

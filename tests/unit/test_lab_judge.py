@@ -68,6 +68,11 @@ def test_a_backend_that_never_answered_is_named() -> None:
     only("shop/web-1 never answered", Observed([reply(WEB[0])] * 32, flows=32))
 
 
+def test_a_backend_whose_requests_were_lost_is_named() -> None:
+    lost = [Reply("timeout", "no answer")] * 17
+    only("shop/web-1 never answered", Observed([*[reply(WEB[0])] * 15, *lost], flows=32))
+
+
 def test_another_pod_is_named() -> None:
     only(
         "4 of 32 requests were answered by shop/stranger",
