@@ -372,7 +372,8 @@ static __always_inline int packet_follow_fragment(struct packet *p)
 			return -DROP_FRAGMENT;
 		p->tuple.sport = seen->sport;
 		p->tuple.dport = seen->dport;
-		p->has_ports = 1;
+		/* an ICMP error, or another protocol, has none: a port would be chosen that it can't carry */
+		p->has_ports = seen->sport || seen->dport;
 	}
 	return 0;
 }
