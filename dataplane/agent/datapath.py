@@ -25,6 +25,7 @@ from dataplane.agent.facts import (
     OVERLAY_PORT,
     OVERLAY_VNI,
     Facts,
+    Uplink,
 )
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
@@ -40,7 +41,7 @@ from dataplane.kernel.compiler import compile_bundle
 from dataplane.kernel.hooks import Hooks
 from dataplane.kernel.loader import Datapath, load
 from dataplane.kernel.maps import Writer
-from dataplane.kernel.netlink import Links
+from dataplane.kernel.netlink import Links, NetlinkError
 from dataplane.kernel.source import find_sources
 from dataplane.model.constants import NameKind, NodeFlag
 from dataplane.model.errors import BadEnvironment, TableFull
@@ -85,6 +86,8 @@ class NodeDatapath:
         self._source_problems: tuple[Problem, ...] = ()
         self._route_problems: tuple[Problem, ...] = ()
         self._node_problems: tuple[Problem, ...] = ()
+        self._uplink_problems: tuple[Problem, ...] = ()
+        self._kernel_problems: tuple[Problem, ...] = ()
         self._routes = Routes()
         self._synced = False
         self._up = False
@@ -156,7 +159,9 @@ class NodeDatapath:
         problems = {
             *self._source_problems,
             *self._node_problems,
+            *self._uplink_problems,
             *self._route_problems,
+            *self._kernel_problems,
             *self._desired.problems(),
         }
         problems.update(map(_no_room, refused))
@@ -197,17 +202,26 @@ class NodeDatapath:
             self._node_problems = (Problem(lost.what, "uplinks", lost.why),)
             return
         if found != self._facts.uplinks:
-            self._facts = replace(self._facts, uplinks=found)
-            log("uplinks_changed", uplinks=[uplink.name for uplink in found])
-            self._put_uplinks()
-            with ExitStack() as kept:
-                for words in node.attach(self._links, self._store, self._hooks, self._facts, kept):
-                    log("program_attached", place=words)
-                for name in node.apply_settings(self._links, self._store, self._facts, kept):
-                    log("setting_changed", name=name)
-                kept.pop_all()
+            before = self._facts
+            try:
+                self._follow_uplinks(found)
+            except (BadEnvironment, NetlinkError) as refused:
+                self._facts = before  # so that the next look tries again
+                self._node_problems = (Problem("uplinks", "uplinks", str(refused)),)
         self._nodes_changed = True
         self._desired.configure(self._settings(self._nodes.get(self._facts.name)))
+
+    def _follow_uplinks(self, found: tuple[Uplink, ...]) -> None:
+        """Rows and programs of other uplinks than before."""
+        self._facts = replace(self._facts, uplinks=found)
+        log("uplinks_changed", uplinks=[uplink.name for uplink in found])
+        self._put_uplinks()
+        with ExitStack() as kept:
+            for words in node.attach(self._links, self._store, self._hooks, self._facts, kept):
+                log("program_attached", place=words)
+            for name in node.apply_settings(self._links, self._store, self._facts, kept):
+                log("setting_changed", name=name)
+            kept.pop_all()
 
     # -- rows ----------------------------------------------------------------------
 
@@ -241,16 +255,16 @@ class NodeDatapath:
         self._put_uplinks()
 
     def _put_uplinks(self) -> None:
+        refused: list[TableFull] = []
         for family, table in UPLINKS.items():
-            self._tables.settle(
-                table,
-                {
-                    uplink.index: UplinkRow(
-                        uplink.addresses.get(family, NOTHING[family]), uplink.mtu, uplink.mac
-                    )
-                    for uplink in self._facts.uplinks
-                },
-            )
+            rows: dict[Key, Row] = {
+                uplink.index: UplinkRow(
+                    uplink.addresses.get(family, NOTHING[family]), uplink.mtu, uplink.mac
+                )
+                for uplink in self._facts.uplinks
+            }
+            refused += self._tables.settle(table, rows)
+        self._uplink_problems = tuple(map(_no_room, refused))
 
     def _put_routes(self) -> None:
         routes = make_routes(self._route_facts(), self._nodes.values())
@@ -266,7 +280,8 @@ class NodeDatapath:
 
     def _put_kernel_routes(self) -> None:
         wanted = node.kernel_routes(self._facts, self._routes)
-        for words in node.settle_routes(self._links, wanted):
+        changed, self._kernel_problems = node.settle_routes(self._links, wanted)
+        for words in changed:
             log("kernel_route_changed", change=words)
 
     def _put_peers(self, routes: Routes) -> tuple[TableFull, ...]:
@@ -282,19 +297,23 @@ class NodeDatapath:
         for name in sorted(wanted - ids.keys()):
             number += 1
             ids[name] = number
-        self._tables.put(
-            tables_of.NAMES,
-            {NameKey(NameKind.NODE, number): NameRow(name) for name, number in ids.items()},
-        )
+        refused: list[TableFull] = []
+        try:
+            self._tables.put(
+                tables_of.NAMES,
+                {NameKey(NameKind.NODE, number): NameRow(name) for name, number in ids.items()},
+            )
+        except TableFull as full:  # a name is for people: the peer is served without
+            refused.append(full)
         peers: dict[Key, Row] = {
             address: PeerRow(ids[name]) for address, name in routes.peers.items()
         }
-        refused = self._tables.settle(tables_of.PEERS, peers)
+        refused += self._tables.settle(tables_of.PEERS, peers)
         gone: list[Key] = [
             NameKey(NameKind.NODE, number) for name, number in known.items() if name not in ids
         ]
         self._tables.drop(tables_of.NAMES, gone)
-        return refused
+        return tuple(refused)
 
     def _route_facts(self) -> RouteFacts:
         config, facts = self._config, self._facts

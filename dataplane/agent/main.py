@@ -16,8 +16,8 @@ import enum
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dataplane.agent import install, node, pins
@@ -28,7 +28,7 @@ from dataplane.agent.pods import Pods
 from dataplane.agent.rundir import SOCKET, RunDir
 from dataplane.cni.server import Server
 from dataplane.cni.store import Store
-from dataplane.kernel.netlink import Events, Links
+from dataplane.kernel.netlink import Events, Links, NetlinkError
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 from dataplane.model.objects import Batch, Node
 from dataplane.sources.watch import watch
@@ -60,7 +60,8 @@ def run(config: Config, manifests: Path | None) -> int:
     try:
         rundir.say("starting")
         log("agent_started", node=config.node_name, pid=os.getpid())
-        asyncio.run(_serve(config, manifests, rundir))
+        with _refusals_named(config.node_name):
+            asyncio.run(_serve(config, manifests, rundir))
     except BaseException as failure:
         rundir.say("failed", why=str(failure))
         raise
@@ -69,6 +70,19 @@ def run(config: Config, manifests: Path | None) -> int:
     finally:
         rundir.release()
     return 0
+
+
+@contextmanager
+def _refusals_named(node_name: str) -> Iterator[None]:
+    """A request that the kernel refused where nobody expects it is the node's state, no bug."""
+    try:
+        yield
+    except NetlinkError as refusal:
+        raise BadEnvironment(
+            f"network of node {node_name}",
+            f"the kernel refused a request: {refusal.strerror}",
+            "the log's last lines say how far it came; --debug shows where",
+        ) from refusal
 
 
 async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
@@ -99,9 +113,14 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
             log("conflist_written", folder=config.cni_conf_dir)
         log("node_ready", node=config.node_name, mode=config.mode, pod_mtu=facts.pod_mtu)
 
+        due = loop.time()
+
         def look() -> None:
-            if events.read(datapath.watched()):
-                loop.call_later(SETTLE_SECONDS, inbox.put_nowait, _Word.NETWORK)
+            nonlocal due
+            # One look for all that comes before it: each reads every route.
+            if events.read(datapath.watched()) and due <= loop.time():
+                due = loop.time() + SETTLE_SECONDS
+                loop.call_at(due, inbox.put_nowait, _Word.NETWORK)
 
         loop.add_reader(events.fileno(), look)
         try:
@@ -114,7 +133,7 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
                 await _follow(inbox, datapath, report)
                 for task in others:
                     task.cancel()
-        except* PodlaneError as group:
+        except* (PodlaneError, NetlinkError) as group:
             raise group.exceptions[0] from None
         finally:
             loop.remove_reader(events.fileno())

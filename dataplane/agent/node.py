@@ -7,6 +7,7 @@ with nothing to do changes nothing. Must not know pods or Services.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,7 +35,7 @@ from dataplane.kernel.netlink import OUR_ROUTES, KernelRoute, Link, Links, Netli
 from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadEnvironment, BadInput
 from dataplane.model.net import Family, IPAddress
-from dataplane.model.objects import Node
+from dataplane.model.objects import Node, Problem
 
 VXLAN = "vxlan"
 
@@ -156,8 +157,22 @@ def attach(links: Links, store: Store, hooks: Hooks, facts: Facts, undo: ExitSta
         moved += [f"{name} on {OVERLAY_NAME}" for name in names]
         overlay = links.link(facts.overlay_index)
         if overlay is not None and not overlay.up:
-            links.set_up(overlay.index)
+            _open(links, overlay)
     return moved
+
+
+def _open(links: Links, overlay: Link) -> None:
+    """Bring the overlay up, which takes its UDP port."""
+    try:
+        links.set_up(overlay.index)
+    except NetlinkError as refusal:
+        if refusal.errno != errno.EADDRINUSE:
+            raise
+        raise BadEnvironment(
+            f"device {overlay.name}",
+            f"UDP port {OVERLAY_PORT} is taken by a process of this node",
+            f"`ss -ulnp sport = :{OVERLAY_PORT}` names it: end it, or give it another port",
+        ) from refusal
 
 
 def apply_settings(links: Links, store: Store, facts: Facts, undo: ExitStack) -> list[str]:
@@ -202,9 +217,15 @@ def kernel_routes(facts: Facts, routes: Routes) -> list[KernelRoute]:
     return found
 
 
-def settle_routes(links: Links, wanted: Iterable[KernelRoute]) -> list[str]:
-    """Make our routes to other nodes be these; words on what changed."""
-    changed = []
+def settle_routes(
+    links: Links, wanted: Iterable[KernelRoute]
+) -> tuple[list[str], tuple[Problem, ...]]:
+    """Make our routes to other nodes be these; words on what changed, and what was refused.
+
+    The kernel refuses a route while its device goes down, for one: no reason to end.
+    """
+    changed: list[str] = []
+    refused: list[Problem] = []
     there = {route.destination: route for route in links.routes() if route.protocol == OUR_ROUTES}
     desired = {route.destination: route for route in wanted}
     for destination, route in desired.items():
@@ -212,12 +233,13 @@ def settle_routes(links: Links, wanted: Iterable[KernelRoute]) -> list[str]:
         if old is None or not route.same_way(old):
             try:
                 links.put_route(route)
+                changed.append(f"route to {destination} set")
             except NetlinkError as refusal:
-                raise BadEnvironment(f"route to {destination}", str(refusal)) from refusal
-            changed.append(f"route to {destination} set")
+                why = f"the kernel refused it: {refusal.strerror}"
+                refused.append(Problem(f"route to {destination}", "kernel", why))
     pods = {link.index for link in links.links() if HOST_VETH.fullmatch(link.name)}
     for destination, route in there.items():
         if destination not in desired and route.index not in pods:
             links.delete_route(route)
             changed.append(f"route to {destination} removed")
-    return changed
+    return changed, tuple(refused)
