@@ -2,7 +2,8 @@
 """The run-time folder: one agent at a time, and what state it is in.
 
 `agent.lock` is held (flock) by the agent that runs and holds its pid; `status.json` says
-how far it has come, so that whoever started it can wait for "ready". Must not know more.
+how far it has come, so that whoever started it can wait for "ready". Only root can open the
+lock: whoever can read a file can hold its lock. Must not know more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class RunDir:
         lock = self.path / LOCK
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as failure:
             pid = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
