@@ -129,19 +129,28 @@ def locked(files: LabFiles) -> Iterator[None]:
     except OSError as failure:
         raise BadEnvironment(f"{path}", failure.strerror or "", "run as root") from failure
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _took(fd, path):
             raise BadEnvironment(
                 f"lab {files.name}", "another command is changing it", "wait for it to end"
-            ) from None
-        yield
+            )
+        try:
+            yield
+        finally:
+            if not files.exists:
+                path.unlink(missing_ok=True)
     finally:
-        if not files.exists:
-            path.unlink(missing_ok=True)
         os.close(fd)
         with contextlib.suppress(OSError):
             ROOT.rmdir()  # refused while another lab is there
+
+
+def _took(fd: int, path: Path) -> bool:
+    """Whether the lock is ours; not if it is another's, or that one has just removed the file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def create(files: LabFiles) -> None:
