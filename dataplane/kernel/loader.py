@@ -38,8 +38,8 @@ _BPFFS_MAGIC = 0xCAFE4A11
 _NEW = "new_"  # begins the name of a pin that is not in place yet; a dot is not allowed there
 _LINK = "bundle"
 _LOG_SIZE = 16 << 20
-# Their sizes follow from abi.h.
-_FIXED = frozenset({"node", "drops", "verdicts"})
+# Their sizes follow from the programs.
+_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget"})
 
 
 @dataclass(frozen=True, slots=True)
