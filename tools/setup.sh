@@ -17,6 +17,8 @@ PACKAGES=(
 	iproute2 iputils-ping ethtool tcpdump kmod procps
 	# the tests only: firewalls that podlane must live beside
 	iptables nftables
+	# the tests only: the address store in other eyes than podlane's
+	sqlite3
 	# pip and apt over TLS
 	ca-certificates
 )
