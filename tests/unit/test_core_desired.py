@@ -249,6 +249,19 @@ def test_external_ip_does_not_take_a_cluster_ip_away() -> None:
     ]
 
 
+def test_ports_of_one_service_are_ranked_as_services_are() -> None:
+    node = Node1()
+    ports = (ServicePort("a", TCP, 30080), ServicePort("b", TCP, 80, 30080))
+    here = SETTINGS.addresses[:1]
+    node.put(service("web", type=ServiceType.LOAD_BALANCER, ports=ports, load_balancer_ips=here))
+    row = node.maps.frontends(V4)[FrontendKey(here[0], 30080, 6)]
+    assert node.maps.names()[row.service_id] == "shop/web:b/TCP/4"
+    assert node.problems() == [
+        "Service shop/web: status.loadBalancer.ingress: "
+        "192.0.2.1:30080/TCP is taken by Service shop/web"
+    ]
+
+
 def test_guarded_load_balancer_stays_closed_while_ranges_are_not_enforced() -> None:
     node = Node1()
     node.put(service(
