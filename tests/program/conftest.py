@@ -15,6 +15,7 @@ from dataplane.model.net import Family
 from tests.program import world
 from tests.program.node import Node
 from tests.program.sandbox import Sandbox
+from tests.program.state import SIZES
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def nodes(
         stack.callback(sandbox.close)
         made = []
         for name in ("here", "there"):
-            datapath = sandbox.do(partial(loader.load, bundle, sandbox.bpffs / name))
+            datapath = sandbox.do(partial(loader.load, bundle, sandbox.bpffs / name, SIZES))
             stack.callback(datapath.close)
             made.append(Node(name, datapath, sandbox))
         yield made[0], made[1]

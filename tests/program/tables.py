@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.program.node import Verdict
+from tests.program.result import Verdict
 
 Row = tuple[str, str, Verdict, str | None]
 

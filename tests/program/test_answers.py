@@ -11,7 +11,8 @@ from scapy.packet import Packet, Raw
 
 from dataplane.model.net import Family
 from tests.program import packets, world
-from tests.program.node import Node, Result, dropped, refused
+from tests.program.node import Node
+from tests.program.result import Result, dropped, refused
 
 RESET_OF = {  # segment sent: reset that answers it
     "S seq=1000": "RA seq=0 ack=1001",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.program import world
-from tests.program.node import ABI, Node, dropped, into, refused, through_tunnel
+from tests.program.node import Node
+from tests.program.result import ABI, dropped, into, refused, through_tunnel
 
 LIFETIME_TCP_SYN = ABI.constant("LIFETIME_TCP_SYN")
 SERVICE = ("tcp client:40000 > near:80", "tcp neighbour:8080 > client:40000")

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataplane.model.flow import EndpointCounter, ServiceCounter
 from dataplane.model.net import Family
 from tests.program import world
-from tests.program.node import Node, dropped, into, refused, through_tunnel
+from tests.program.node import Node
+from tests.program.result import dropped, into, refused, through_tunnel
 
 SIZE = {Family.V4: 14 + 20, Family.V6: 14 + 40}
 

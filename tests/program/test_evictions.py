@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.program.node import ABI, PASSED, Flag, Node, dropped, into, out_by, refused
+from tests.program.node import Node
+from tests.program.result import ABI, PASSED, Flag, dropped, into, out_by, refused
 
 LIFETIME_UDP_STREAM = ABI.constant("LIFETIME_UDP_STREAM")
 

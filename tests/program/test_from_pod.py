@@ -10,9 +10,9 @@ import pytest
 from dataplane.model.constants import NodeFlag
 from dataplane.model.net import Family
 from tests.program import world
-from tests.program.node import (
+from tests.program.node import Node
+from tests.program.result import (
     PASSED,
-    Node,
     Verdict,
     by_next_hop,
     dropped,

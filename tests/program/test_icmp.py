@@ -19,10 +19,10 @@ from scapy.packet import Packet, Raw
 
 from dataplane.model.net import Family
 from tests.program import packets, world
-from tests.program.node import (
+from tests.program.node import Node
+from tests.program.result import (
     PASSED,
     Frame,
-    Node,
     Result,
     dropped,
     into,

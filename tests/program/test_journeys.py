@@ -9,7 +9,8 @@ import pytest
 
 from dataplane.model.net import Family
 from tests.program import world
-from tests.program.node import ABI, PASSED, Flag, Node, State, into, out_by, through_tunnel
+from tests.program.node import Node
+from tests.program.result import ABI, PASSED, Flag, State, into, out_by, through_tunnel
 
 
 class TestJourneys:

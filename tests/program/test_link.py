@@ -22,8 +22,9 @@ from scapy.packet import Packet, Raw
 
 from dataplane.model.net import Family
 from tests.program import world
-from tests.program.node import ANSWERED, PASSED, Node, Verdict, dropped, into
+from tests.program.node import Node
 from tests.program.prelude import Setup
+from tests.program.result import ANSWERED, PASSED, Verdict, dropped, into
 
 POD_MAC = world.mac_of(world.CLIENT)
 BROADCAST_MAC = b"\xff" * 6

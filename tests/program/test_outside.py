@@ -9,9 +9,9 @@ from dataplane.model.constants import ServiceFlag
 from dataplane.model.net import Family
 from dataplane.model.rows import RouteRow
 from tests.program import world
-from tests.program.node import (
+from tests.program.node import Node
+from tests.program.result import (
     PASSED,
-    Node,
     Verdict,
     by_next_hop,
     dropped,

@@ -13,8 +13,9 @@ import pytest
 
 from dataplane.model.net import Family
 from tests.program import world
-from tests.program.node import PASSED, Node, Verdict, dropped, into, refused
+from tests.program.node import Node
 from tests.program.prelude import Setup
+from tests.program.result import PASSED, Verdict, dropped, into, refused
 from tests.program.tables import Row, table
 
 STRANGER = {Family.V4: ip_address("192.0.2.99"), Family.V6: ip_address("2001:db8:2::99")}

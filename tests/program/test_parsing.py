@@ -22,8 +22,9 @@ from scapy.packet import Packet, Raw
 from dataplane.abi.layout import abi
 from dataplane.model.net import Family
 from tests.program import packets, world
-from tests.program.node import PASSED, Frame, Node, dropped, into, refused
+from tests.program.node import Node
 from tests.program.prelude import Setup
+from tests.program.result import PASSED, Frame, dropped, into, refused
 
 POD_MAC = world.mac_of(world.CLIENT)
 EXTENSION_MAX = abi(Family.V6).constant("EXTENSION_MAX")

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from tests.program import world
-from tests.program.node import PASSED, Flag, Node, Verdict, dropped, into, out_by
+from tests.program.node import Node
 from tests.program.prelude import Setup
+from tests.program.result import PASSED, Flag, Verdict, dropped, into, out_by
 from tests.program.tables import Row, table
 
 DONE = Setup(tc_index=0x706C)
