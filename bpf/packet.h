@@ -276,7 +276,7 @@ static __always_inline int packet_parse_quote(struct __sk_buff *skb, struct pack
 	}
 	__builtin_memcpy(&inner->dst, head + L3_SRC_OFFSET, sizeof(struct addr));
 	__builtin_memcpy(&inner->src, head + L3_DST_OFFSET, sizeof(struct addr));
-	if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
+	if (p->inner_l4 + 8 > p->end || bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
 		return 0;
 	/* routers do not fragment IPv6: a large datagram learns its path's MTU by this quote alone */
 	if (FAMILY == 6 && inner->protocol == IPPROTO_FRAGMENT) {
@@ -284,7 +284,7 @@ static __always_inline int packet_parse_quote(struct __sk_buff *skb, struct pack
 			return 0;
 		inner->protocol = head[0];
 		p->inner_l4 += 8;
-		if (bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
+		if (p->inner_l4 + 8 > p->end || bpf_skb_load_bytes(skb, p->inner_l4, head, 8))
 			return 0;
 	}
 	switch (inner->protocol) {
