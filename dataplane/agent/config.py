@@ -46,6 +46,8 @@ DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
         "endpoint_flows": 1024,
     }
 )
+# A backend set is one u64: its base has 28 bits, its count 20 (bpf/abi.h).
+_MOST = {"slots": 1 << 28, "backends": 1 << 20}
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[^\s/:]{1,15}")
 _MTU_MIN, _MTU_MAX = 1280, 65535
@@ -232,6 +234,8 @@ def _sizes(value: object) -> Mapping[str, int]:
     for name, size in value.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
             raise ValueError(f"{name}: must be a number of entries, not {size!r}")
+        if size > _MOST.get(name, size):
+            raise ValueError(f"{name}: at most {_MOST[name]}, not {size}")
     return MappingProxyType({**DEFAULT_SIZES, **{_text(n): size for n, size in value.items()}})
 
 

@@ -290,13 +290,13 @@ class Pods:
 
     def _free_number(self, pod: str) -> int:
         used = self._store.endpoint_ids()
-        size = min(self._tables.size(COUNTERS), *(self._tables.size(t) for t in ENDPOINTS.values()))
+        size = min(self._tables.size(t) for t in (COUNTERS, BUDGETS, *ENDPOINTS.values()))
         number = next((n for n in range(1, size) if n not in used), None)
         if number is None:
             raise TableFull(
                 f"pod {pod}",
                 f"all {size - 1} places of map endpoints are taken",
-                "raise mapSizes.endpoints and mapSizes.endpoint_counters",
+                "raise mapSizes.endpoints, endpoint_counters and endpoint_flows",
             )
         return number
 

@@ -20,6 +20,7 @@ from dataplane.agent.log import log
 from dataplane.agent.tables import Tables
 from dataplane.kernel.bpf import BpfError
 from dataplane.kernel.sweep import Sweeper
+from dataplane.model.errors import PodlaneError
 from dataplane.model.net import Family
 from dataplane.model.rows import EndpointRow, FlowBudget, Table
 
@@ -63,7 +64,7 @@ class Sweeps:
             await asyncio.sleep(rest)
             try:
                 done = await self.round()
-            except BpfError as error:
+            except (BpfError, PodlaneError) as error:
                 if str(error) != refused:
                     log("sweep_failed", why=str(error))
                 refused = str(error)
@@ -93,8 +94,9 @@ class Sweeps:
         return Round(entries, deleted, seconds)
 
     def _budgets(self) -> dict[int, int]:
+        # Two flows that close at once may have taken it below zero.
         return {
-            place: row.live
+            place: row.live if row.live < 1 << 31 else row.live - (1 << 32)
             for place, row in self._tables.items(BUDGETS)
             if isinstance(place, int) and isinstance(row, FlowBudget)
         }

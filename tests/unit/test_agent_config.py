@@ -114,6 +114,7 @@ def test_an_unknown_key_is_refused_by_name(key: object) -> None:
         ("runDir", "/run/" + "x" * 100, "longer than a socket's path may be"),
         ("mapSizes", {"flows": 0}, "flows: must be a number of entries"),
         ("mapSizes", [1], "must be a mapping"),
+        ("mapSizes", {"slots": (1 << 28) + 1}, "slots: at most 268435456"),
         ("metricsAddress", 9000, "must be a text"),
     ],
 )
