@@ -15,7 +15,7 @@ from scapy.packet import Raw
 from tests.program import packets, world
 from tests.program.node import Node
 
-PACKETS = 150
+PACKETS = 60
 SENT_AND_SEEN = [
     pytest.param("tcp {p} > near:80", "tcp {p} > neighbour:8080 ttl=63", id="TCP to a Service"),
     pytest.param("udp {p} > near:53", "udp {p} > neighbour:5353 ttl=63", id="UDP to a Service"),

@@ -53,6 +53,18 @@ class TestEviction:
             assert here.from_pod(pod, packet.format(pod)).expect(out_by()).port == ports[pod]
         assert len(here.flows()) == 4
 
+    def test_a_lost_original_half_of_a_flow_from_outside_is_put_back_by_its_client(
+        self, here: Node
+    ) -> None:
+        sent = "tcp outside:40000 > here:30080"
+        port = here.from_uplink(sent).expect(into("neighbour")).port
+        here.forget(sent)
+        here.from_uplink(f"{sent} A ack=7").expect(
+            into("neighbour"), f"tcp router:{port} > neighbour:8080 A ack=7 ttl=63"
+        )
+        back = here.from_pod("neighbour", f"tcp neighbour:8080 > router:{port} A ack=7")
+        back.expect(out_by(), "tcp here:30080 > outside:40000 A ack=7 ttl=63")
+
     @pytest.mark.parametrize(("sent", "reply"), [SERVICE, PLAIN], ids=["Service", "plain"])
     @pytest.mark.parametrize("lost", ["original", "reply"])
     def test_a_lost_half_is_put_back_by_a_packet_that_finds_the_other(

@@ -96,6 +96,12 @@ FRONT_DOORS: list[Row] = [
         "tcp router:MASQ > neighbour:8080 ttl=63",
     ),
     ("no endpoint", "tcp outside:40000 > here:30084", refused("NO_BACKEND"), None),
+    (
+        "mid-flow, of a flow that nobody knows",
+        "tcp outside:40000 > here:30080 A ack=7",
+        refused("NO_FLOW"),
+        "tcp here:30080 > outside:40000 R seq=7 window=0 ip-id=0",
+    ),
     ("no hop is left", "tcp outside:40000 > here:30080 ttl=1", refused("HOP_LIMIT"), None),
 ]
 
