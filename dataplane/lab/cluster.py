@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dataplane.lab import expect, state, topology
-from dataplane.lab.controlplane import FAMILIES, Assigned
+from dataplane.lab.controlplane import FAMILIES, MOST_NODES, Assigned
 from dataplane.lab.controlplane_objects import to_manifests
 from dataplane.lab.expect import World, pod_name
 from dataplane.lab.state import LabFiles
@@ -52,7 +52,9 @@ class Wish:
     stdin: bytes = b""
 
     def underlay(self) -> list[list[IPAddress]]:
-        """The addresses of each node, in order."""
+        """The addresses of each node, in order. Raises BadInput for a number that can't be."""
+        if not 1 <= self.nodes <= MOST_NODES:
+            raise BadInput("--nodes", f"{self.nodes} is not from 1 to {MOST_NODES}")
         return [
             [topology.node_address(number, family) for family in FAMILIES[self.family]]
             for number in range(1, self.nodes + 1)

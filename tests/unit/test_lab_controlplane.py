@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.lab.cluster import Wish
 from dataplane.lab.controlplane import FAMILIES, Assigned, assign, draining
 from dataplane.lab.controlplane_objects import to_manifests
 from dataplane.lab.controlplane_services import LOAD_BALANCER_RANGES, NODE_PORTS, SERVICE_RANGES
@@ -526,3 +527,10 @@ def test_example_shows_each_kind_of_service() -> None:
 def test_impossible_labs_are_refused(nodes: int, family: str) -> None:
     with pytest.raises(BadInput):
         assign(Manifests(), [[]] * nodes, family)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 251, 1_000_000])
+def test_a_number_of_nodes_that_can_not_be_is_refused(number: int) -> None:
+    wish = Wish(paths=(), nodes=number, mode="vxlan", family="dual")
+    with pytest.raises(BadInput, match=f"--nodes: {number} is not from 1 to 250"):
+        wish.underlay()
