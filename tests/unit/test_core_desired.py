@@ -262,6 +262,13 @@ def test_ports_of_one_service_are_ranked_as_services_are() -> None:
     ]
 
 
+def test_service_without_an_address_yet_is_named_and_has_no_frontend() -> None:
+    node = Node1()
+    node.put(service("web", type=ServiceType.NODE_PORT, cluster_ips=(), families=(V4,)))
+    assert node.problems() == ["Service shop/web: spec.clusterIP: no address is assigned"]
+    assert not node.maps.names()
+
+
 def test_guarded_load_balancer_stays_closed_while_ranges_are_not_enforced() -> None:
     node = Node1()
     node.put(service(

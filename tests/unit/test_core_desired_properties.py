@@ -23,7 +23,7 @@ TIGHT = st.builds(
 )
 steps = st.lists(st.tuples(batches, st.sampled_from([0.01, 0.1, 0.3])), min_size=1, max_size=8)
 Steps = list[tuple[Batch, float]]
-slow = settings(max_examples=60, deadline=None)
+slow = settings(max_examples=40, deadline=None)
 
 
 def run(desired: Desired, maps: FakeMaps, cluster: Cluster, history: Steps, now: float) -> float:
