@@ -197,7 +197,8 @@ static __always_inline bool flow_limit_reached(const struct packet *p, const str
 
 	if (!budget || !n->flows_per_pod)
 		return false;
-	if (budget->live >= n->flows_per_pod)
+	/* Signed: two flows that close at once may take it below zero until the next sweep. */
+	if ((__s32)budget->live >= (__s32)n->flows_per_pod)
 		return true;
 	__sync_fetch_and_add(&budget->live, 1);
 	return false;
