@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from dataplane.model.net import IPAddress, Protocol
 from dataplane.model.objects import Pod
 
 INTERFACE = "eth0"
+_KILL_SECONDS = 10.0
 _CONFIG = {"cniVersion": "1.1.0", "name": "podlane", "type": "podlane-cni"}
 
 Ports = Sequence[tuple[Protocol, int]]
@@ -152,7 +155,14 @@ def place_of(files: LabFiles, key: PodKey, host_network: bool) -> Path:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """End processes of the lab."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """End processes of the lab; their ports are free when this returns."""
+    with ExitStack() as closing:
+        ends = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                end = os.pidfd_open(pid)
+                closing.callback(os.close, end)
+                signal.pidfd_send_signal(end, signal.SIGKILL)
+                ends.append(end)
+        for end in ends:
+            select.select([end], [], [], _KILL_SECONDS)
