@@ -242,10 +242,13 @@ int from_pod_l2(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->packet.length = skb->len;
-	/* what the IPv4 and IPv6 filters let pass comes by here too */
-	if (skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6))
+	/* a tag of id 0 hides a packet from the IPv4 and IPv6 filters, but not from the stack */
+	if (skb->vlan_present)
+		result = -DROP_VLAN;
+	/* what those filters let pass comes by here too */
+	else if (skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6))
 		result = ACTION_PASS;
-	else if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present && FAMILY == 4)
+	else if (skb->protocol == bpf_htons(ETH_P_ARP) && FAMILY == 4)
 		result = from_pod_answer_arp(skb);
 	else
 		result = -DROP_NOT_IP;
