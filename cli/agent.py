@@ -34,7 +34,8 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataplane.agent import config, main
+    from dataplane.agent import config
+    from dataplane.agent.main import run as run_node
 
     settings = config.load(args.config, node_name=args.node)
-    return main.run(settings, args.manifests)
+    return run_node(settings, args.manifests)

@@ -27,8 +27,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataplane.agent import config, uninstall
+    from dataplane.agent import config
+    from dataplane.agent.uninstall import run as take_away
 
-    for line in uninstall.run(config.load(args.config, node_name=args.node)):
+    for line in take_away(config.load(args.config, node_name=args.node)):
         print(line, file=sys.stderr)
     return 0
