@@ -76,7 +76,10 @@ class Hooks:
             if fd is None:
                 raise Contradiction(f"program {place.name}", "is not in the bundle")
             try:
-                self._tc.add_clsact(index)
+                if not moved:
+                    self._tc.add_clsact(
+                        index
+                    )  # once: finding it there means looking at all devices
                 self._tc.attach(place, fd)
             except NetlinkError as refusal:
                 raise BadEnvironment(
