@@ -24,7 +24,7 @@ C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test test-vm lint fmt bench tools lock clean
+.PHONY: help setup demo test soak test-vm lint fmt bench tools lock clean
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -51,6 +51,10 @@ test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for
 	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
 	@$(AS_ROOT) $(COMPILER) --stats build/podlane.bundle
 	@$(AS_ROOT) $(BIN)/pytest tests/unit tests/vm tests/program tests/network $(ARGS)
+
+soak: tools ## the long versions of the tests of a flow's life: ten minutes of load, a hundred kills
+	@echo "soak: makes namespaces of its own and takes them down again; needs root; about 20 minutes"
+	@$(AS_ROOT) env PODLANE_SOAK=1 $(BIN)/pytest -s tests/network/test_life_churn.py tests/network/test_life_full.py
 
 test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"] [ARGS="-k name"]
 	@tools/setup.sh vm

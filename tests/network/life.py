@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import select
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -23,9 +21,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataplane.abi.layout import abi
 from dataplane.kernel import netns
+from dataplane.kernel.maps import Maps
 from dataplane.model.net import Family
-from tests.network.cluster import PODLANE, SIZES, AgentNode, Cluster
+from dataplane.model.rows import Table
+from tests.network.cluster import SIZES, AgentNode, Cluster
 
 FAMILIES = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 SLOW = 15.0
@@ -79,6 +80,8 @@ def bulk_server(ns: str, family: Family, port: int) -> Iterator[None]:
     stream, datagrams = make(ns, family, socket.SOCK_STREAM), make(ns, family, socket.SOCK_DGRAM)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for one in (stream, datagrams):
+        if family is Family.V6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.bind(("", port))
         one.setblocking(False)
     stream.listen(256)
@@ -223,14 +226,16 @@ def serves(ns: str, family: Family, target: str, port: int) -> Callable[[], bool
 
 def drops(node: AgentNode) -> Counter[str]:
     """Packets dropped on a node, by the reason's name."""
-    done = subprocess.run(
-        [PODLANE, "drops", "--bpffs", str(node.folder / "bpf"), "-o", "json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found: Counter[str] = Counter()
-    for row in json.loads(done.stdout):
-        if not row["destination"]:
-            found[row["name"]] += row["packets"]
+    layout, found = abi(Family.V4), Counter[str]()
+    reasons, places = layout.enum("drop"), layout.constant("DROP_MAX")
+    maps = Maps(node.folder / "bpf")
+    try:
+        for family in Family:
+            for place, counter in maps.counters(Table("drops", family)).items():
+                name = reasons(place % places).name.removeprefix("DROP_").lower()
+                found[name] += counter.packets
+    finally:
+        maps.close()
     return found
 
 
@@ -265,6 +270,7 @@ class Capture:
 
     def __init__(self, ns: str, device: str) -> None:
         self.seen, self.partial, self.bad = 0, 0, list[str]()
+        self._first: list[bytes] = []
         self._socket = netns.run_in(
             Path("/run/netns") / ns,
             lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)),
@@ -284,6 +290,10 @@ class Capture:
         self._socket.close()
         return self.seen, self.bad
 
+    def holds(self, words: bytes) -> bool:
+        """Whether one of the first packets had these bytes in it."""
+        return any(words in packet for packet in self._first)
+
     def _read(self) -> None:
         while True:
             try:
@@ -297,6 +307,8 @@ class Capture:
             (status,) = struct.unpack_from("=I", ancillary[0][2])
             partial = bool(status & _CSUM_NOT_READY)
             self.seen += 1
+            if self.seen < 100:
+                self._first.append(packet)
             self.partial += partial
             self.bad += [f"{words}: {packet[:100].hex()}" for words in wrong(packet[14:], partial)]
 
