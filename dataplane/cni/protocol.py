@@ -153,7 +153,8 @@ def parse(env: Mapping[str, object], config: object) -> Request:
 
 
 def _valid_attachments(config: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    listed = config.get(_VALID)
+    # Go writes an empty list as null, and cnitool means one.
+    listed = config.get(_VALID, "") if config.get(_VALID, "") is not None else []
     if not isinstance(listed, list):
         # Without the list nothing is garbage: a runtime that forgot it must not lose pods.
         raise BadInput(_VALID, "must be a list")

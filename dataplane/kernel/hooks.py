@@ -70,7 +70,7 @@ class Hooks:
         Raises:
             BadEnvironment: someone else's qdisc or filter has our place.
         """
-        moved = []
+        moved: list[str] = []
         for place in self.wrong(role, index):
             fd = self._programs.get(place.name)
             if fd is None:

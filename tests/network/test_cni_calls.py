@@ -291,7 +291,7 @@ def test_a_state_folder_that_cannot_be_written_is_told_and_nothing_leaks(
 def test_garbage_is_what_the_runtime_does_not_name(pods: Sandboxes) -> None:
     for name in ("keep", "drop"):
         assert pods.add(name).status == 0
-    valid = {"cni.dev/valid-attachments": [{"containerID": "keep", "ifname": "eth0"}]}
+    valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "keep", "ifname": "eth0"}]}
     assert pods.ask("GC", "", **valid).status == 0
     del pods.live["drop"]
     assert pods.faults() == []
