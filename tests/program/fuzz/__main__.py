@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.program.fuzz import corpus
-from tests.program.fuzz.run import ROUND, Failure, Tally
+from tests.program.fuzz.run import ROUND, Failure, Kinds, Tally, keep_shortest
 from tests.program.fuzz.worker import Order, fuzz
 from tests.program.packets import shown
 
@@ -41,9 +41,12 @@ def main() -> int:
         _print_failure(args.seed, number, failure)
     print(f"fuzz: {tally.total()} packets, {len(failures)} failures, seed {args.seed}")
     if args.save:
-        kinds = {kind: packet for report in reports for kind, packet in report.kinds.items()}
+        kinds: Kinds = {}
+        for report in reports:
+            keep_shortest(kinds, report.kinds)
         with args.save.open("a") as file:
-            file.writelines(f"\n{corpus.lines([packet])}" for _, packet in sorted(kinds.items()))
+            for kind, packet in sorted(kinds.items()):
+                file.write(f"\n# {' '.join(map(str, kind))}\n{corpus.lines([packet])}")
     return 1 if failures else 0
 
 

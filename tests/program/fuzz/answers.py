@@ -11,8 +11,21 @@ from dataplane.model.net import Family
 from tests.program import world
 from tests.program.fuzz.place import Place
 from tests.program.fuzz.sight import (
-    ACK, ETHERNET, FIN, HEADER, ICMP_OF, ICMPV6, LATER, RST, SYN, TCP, WHOLE,
-    Sight, header_remainder, look, transport_remainder,
+    ACK,
+    ETHERNET,
+    FIN,
+    HEADER,
+    ICMP_OF,
+    ICMPV6,
+    LATER,
+    RST,
+    SYN,
+    TCP,
+    WHOLE,
+    Sight,
+    header_remainder,
+    look,
+    transport_remainder,
 )  # fmt: skip
 from tests.program.fuzz.stage import ABI, Case, Seen
 
@@ -37,7 +50,7 @@ def wrong(case: Case, given: bytes, sight: Sight, seen: Seen, place: Place) -> s
     after = look(out, family)
     if after is None or after.wrong or after.end != len(out) or not after.plain:
         return "answer is malformed"
-    if out[:12] != given[6:12] + given[:6] and not seen.reason == 0:
+    if out[:12] != given[6:12] + given[:6] and seen.reason != 0:
         return "answer's MACs"
     if after.dst != sight.src:
         return "answer goes to another"
@@ -60,9 +73,7 @@ def wrong(case: Case, given: bytes, sight: Sight, seen: Seen, place: Place) -> s
     return _wrong_error(case, given, out, after, seen, place)
 
 
-def _wrong_question(
-    given: bytes, sight: Sight, seen: Seen, place: Place, family: Family
-) -> str:
+def _wrong_question(given: bytes, sight: Sight, seen: Seen, place: Place, family: Family) -> str:
     """RFC 1122 3.2.2, RFC 4443 2.4(e), RFC 9293 3.10.7: what is never answered."""
     if sight.wrong:
         return f"a packet whose {sight.wrong} is wrong"

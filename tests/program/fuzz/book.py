@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tests.program import world
 from tests.program.fuzz.place import Place
-from tests.program.fuzz.sight import SCTP, TCP, UDP, Address, Tuple, back
+from tests.program.fuzz.sight import ICMP, ICMPV6, SCTP, TCP, UDP, Address, Tuple, back
 
 
 class Book:
@@ -20,10 +20,15 @@ class Book:
         self._known: dict[Tuple, Tuple] = {}  # a tuple as it arrives, and as it leaves
         self._passed: set[Tuple] = set()  # through the stack, untranslated
         self._ending: set[Tuple] = set()
+        self._tried: set[tuple[int, Address, int]] = set()
 
     def end(self, way: Tuple) -> None:
         """A FIN or a reset was seen, so the tuple may be used anew."""
         self._ending.add(way)
+
+    def tried(self, way: Tuple) -> None:
+        """A packet went no further, but what it left may translate replies to its sender."""
+        self._tried.add(way[:3])
 
     def knows(self, way: Tuple | None) -> bool:
         return way in self._known or way in self._passed
@@ -35,18 +40,23 @@ class Book:
     def wrong(self, way: Tuple, out: Tuple, services: bool, hides: bool) -> str:
         """Why `way` may not leave as `out`; "" if it may, and then it is remembered.
 
-        services: this hook translates frontends; hides: it may rewrite sources.
+        services: this hook translates frontends; hides: it may rewrite source addresses; a
+        port may change at each, if another flow has it.
         """
         known = self._known.get(way)
         if known == out or (way == out and way in self._passed):
             return ""
-        if known is not None and self._roomy and not self._ended(way, known):
+        # an echo of identifier 0 and ICMP without one have the same tuple
+        if known is not None and way[0] in (ICMP, ICMPV6) and way[2] == 0:
+            if (out[1], out[3]) == (known[1], known[3]):
+                return ""
+        elif known is not None and self._roomy and not self._ended(way, known):
             return f"a flow that left as {known}"
         why = self._wrong_anew(way, out, services, hides)
         if why:
             return why
         taken = self._known.get(back(out))
-        if taken is not None and taken != back(way) and self._roomy:
+        if taken is not None and out[2] and taken != back(way) and self._roomy:
             owner = back(taken)
             if not self._ended(owner, out):
                 return f"its reply tuple is that of {owner}"
@@ -61,6 +71,8 @@ class Book:
     def _wrong_anew(self, way: Tuple, out: Tuple, services: bool, hides: bool) -> str:
         protocol, src, sport, dst, dport = way
         _, new_src, new_sport, new_dst, new_dport = out
+        if (protocol, new_dst, new_dport) in self._tried and dst in self._place.own:
+            return ""
         ports = protocol in (TCP, UDP, SCTP)
         backends = self._place.frontends.get((protocol, dst, dport)) if services else None
         if backends is not None:
@@ -68,11 +80,9 @@ class Book:
                 return "no backend of the Service"
         elif new_dst != dst or (ports and new_dport != dport):
             return "another destination, and no Service's"
-        if (new_src, new_sport) == (src, sport):
-            return ""
-        if not hides:
-            return "another source"
         hidden = new_src != src
+        if hidden and not hides:
+            return "another source"
         if hidden and new_src not in self._place.own:
             return "a source that is not the node's"
         chosen = new_sport != sport or (hidden and sport)
@@ -108,7 +118,8 @@ class Book:
         if known == back(shown):
             return ""
         if known is None:
-            return "no flow is known that sent it"
+            sent = shown[:3] in self._tried or back(quoted)[:3] in self._tried
+            return "" if sent else "no flow is known that sent it"
         if self._ended(back(quoted), known) or not self._roomy:
             return ""
         return f"its sender sent {back(known)}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packets kept in a file: a line is a way in and a frame in hex, a blank line means fresh tables.
 
-    client/4 0a706c0000020200000000650800...  # words
+client/4 0a706c0000020200000000650800...  # words
 """
 
 from __future__ import annotations

@@ -14,22 +14,42 @@ from tests.program.fuzz import answers
 from tests.program.fuzz.book import Book
 from tests.program.fuzz.place import Place
 from tests.program.fuzz.sight import (
-    DST, END, FIN, FIRST, HOPS, ICMP_OF, LATER, RST, SCTP, SRC, SUM_AT, TCP, UDP, V4_SUM,
-    Quote, Sight, Tuple, back, header_remainder, is_echo, look, quote_of, remainder,
-    transport_remainder, tuple_of,
+    END,
+    FIN,
+    FIRST,
+    HOPS,
+    ICMP_OF,
+    LATER,
+    RST,
+    SRC,
+    SUM_AT,
+    TCP,
+    UDP,
+    V4_SUM,
+    Quote,
+    Sight,
+    Tuple,
+    back,
+    header_remainder,
+    is_echo,
+    look,
+    quote_of,
+    remainder,
+    transport_remainder,
+    tuple_of,
 )  # fmt: skip
 from tests.program.fuzz.stage import ABI, Case, Seen
-from tests.program.node import TC_REDIRECT, TC_VERDICTS
-from tests.program.prelude import Setup
+from tests.program.result import TC_REDIRECT, TC_VERDICTS
 
 PASS, DROP, POD, TUNNEL, NATIVE, WORLD, ANSWER = range(1, 8)
 FORWARDED = frozenset({POD, TUNNEL, NATIVE, WORLD})
-_TC = {action: TC_REDIRECT for action in (*FORWARDED, ANSWER)} | {
+_TC = dict.fromkeys((*FORWARDED, ANSWER), TC_REDIRECT) | {
     PASS: TC_VERDICTS["PASS"],
     DROP: TC_VERDICTS["DROP"],
 }
 _NAMES = {kind: {int(v): v.name for v in ABI.enum(kind)} for kind in ("action", "drop", "hook")}
 HOOKS = {name.removeprefix("HOOK_").lower(): number for number, name in _NAMES["hook"].items()}
+_OUR_TUNNEL = world.addresses(Family.V4)["there"], world.VNI
 _ARP, _V4, _V6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 
 
@@ -54,13 +74,17 @@ class Judge:
         if case.program == "from_pod_l2":
             return self._wrong_beyond_ip(case, given, seen)
         family = case.family
-        sight = look(given, family)
+        sight = look(given, family, bool(case.gso_size))
         if sight is not None and not sight.wrong:
-            self._remember(given, sight, family)
+            self._remember(case, given, sight)
+        if seen.action in (DROP, ANSWER) and sight is not None and not sight.wrong:
+            self._try(given, sight, family)
         if seen.action == DROP:
             return ""
         if sight is None:
-            return "" if seen.action == PASS and seen.frame == given else "a packet without addresses"
+            return (
+                "" if seen.action == PASS and seen.frame == given else "a packet without addresses"
+            )
         if seen.action == ANSWER:
             return answers.wrong(case, given, sight, seen, self._places[family])
         if len(seen.frame) != len(given):
@@ -117,7 +141,7 @@ class Judge:
             if not (place.is_on_link(sight.src) and place.is_on_link(sight.dst)):
                 return "spoofed source, not on the link"
         elif case.hook == "from_overlay":
-            if case.setup != Setup(tunnel=(world.addresses(Family.V4)["there"], world.VNI)):
+            if case.setup is None or case.setup.tunnel != _OUR_TUNNEL:
                 return "a tunnel that is none of ours"
             if sight.src not in place.there:
                 return "inner source of another range"
@@ -127,12 +151,8 @@ class Judge:
 
     def _wrong_pass(self, case: Case, given: bytes, sight: Sight) -> str:
         """Unchanged to the stack, or out."""
-        place, book = self._places[case.family], self._books[case.family]
+        place = self._places[case.family]
         known = not sight.wrong and self._knows(given, sight, case.family)
-        way = None if sight.wrong else self._way(given, sight, case.family)
-        if case.hook == "to_pod" and way:
-            # its replies go to the stack too
-            book.passed(way)
         if case.hook == "to_overlay":
             done = case.setup is not None and case.setup.tc_index is not None
             return "" if done or given[:12] == world.OVERLAY_MAC * 2 else "passed without its MACs"
@@ -153,7 +173,7 @@ class Judge:
             return "" if out == mac + mac + given[12:] else "more than MACs changed"
         if sight.wrong:
             return f"changed or forwarded, though {sight.wrong} is wrong"
-        after = look(out, family)
+        after = look(out, family, bool(case.gso_size))
         assert after is not None
         forwarded = seen.action in FORWARDED
         if forwarded and after.hops != sight.hops - 1:
@@ -221,20 +241,30 @@ class Judge:
         inside = after.dst in place.cluster or after.dst in place.services or after.dst in place.own
         if inside and not self._knows(given, sight, case.family):
             return "out, though its destination is inside"
-        if place.is_on_link(after.dst):
+        if place.is_on_link(after.dst) and not self._knows(given, sight, case.family):
             return "out, though its destination is of the link only"
         return "" if seen.ifindex in (world.UPLINK, world.UPLINK2) else f"out by {seen.ifindex}"
 
     # ---- flows ----
-    def _remember(self, given: bytes, sight: Sight, family: Family) -> None:
+    def _remember(self, case: Case, given: bytes, sight: Sight) -> None:
         """What a packet says to whoever sees it, even if it goes no further."""
-        if sight.part == LATER:
+        family = case.family
+        done = case.setup is not None and case.setup.tc_index is not None
+        if sight.part == LATER or done:
             return
         way = tuple_of(given, sight, family)
+        if case.hook == "to_pod" or sight.dst in self._places[family].pods.values():
+            self._books[family].passed(way)
         if sight.protocol == TCP and given[sight.l4 + 13] & (FIN | RST):
             self._books[family].end(way)
         if sight.part == FIRST:
             self._first[sight.src, sight.dst, sight.id, sight.protocol] = way[2], way[4]
+
+    def _try(self, given: bytes, sight: Sight, family: Family) -> None:
+        """A packet that goes no further may have left a flow, translated as it would have been."""
+        way = self._way(given, sight, family)
+        if way is not None:
+            self._books[family].tried(way)
 
     def _way(self, frame: bytes, sight: Sight, family: Family) -> Tuple | None:
         """The packet's tuple; a later fragment's is that of its first, None if none was seen."""
@@ -272,7 +302,7 @@ class Judge:
         why = book.wrong(way, out, services, hides)
         if why:
             return f"{_told(way)} leaves as {_told(out)}: {why}"
-        if seen.action in FORWARDED and after.dst in place.services:
+        if seen.action in FORWARDED and after.dst in place.services and not replies:
             return "forwarded to a Service's address"
         leaks = seen.action == WORLD and after.src in place.pods.values() and not replies
         if leaks and place.hides(after.dst):
@@ -290,7 +320,7 @@ class Judge:
             return f"quote of {_told(quote.way)} is shown as {_told(shown.way)}: {why}"
         if after.dst != shown.way[1]:
             return "goes to another than its quote's sender"
-        if after.src != sight.src and (sight.src, after.src) != (quote.way[3], shown.way[3]):
+        if after.src not in (sight.src, shown.way[3]):
             return "from a source that is no end of the flow"
         return ""
 

@@ -16,10 +16,22 @@ from tests.program.fuzz import mutations
 from tests.program.fuzz.mutations import refresh
 from tests.program.fuzz.shapes import PORTS, SERVED, Shapes, macs
 from tests.program.fuzz.sight import (
-    DST, ECHOES, END, ETHERNET, ICMP, ICMP_OF, ICMPV6, LATER, SCTP, SRC, TCP, UDP, WHOLE,
-    Sight, is_echo, look,
+    DST,
+    ECHOES,
+    END,
+    ETHERNET,
+    ICMPV6,
+    LATER,
+    SCTP,
+    SRC,
+    TCP,
+    UDP,
+    WHOLE,
+    Sight,
+    is_echo,
+    look,
 )  # fmt: skip
-from tests.program.fuzz.stage import LEAST, MOST, Case, Seen
+from tests.program.fuzz.stage import MOST, Case, Seen
 
 _PASS, _POD, _TUNNEL, _WORLD = 1, 3, 4, 6
 _WAITING = 64  # packets that follow from others
@@ -38,6 +50,7 @@ class Maker:
         self._shapes = shapes
         self._waiting: deque[tuple[Case, bytes]] = deque(maxlen=_WAITING)
         self._ends = {case: shapes.ends(case) for case in shapes.by_name.values()}
+        self._least = {case: case.least for case in shapes.by_name.values()}
         self._macs = {case: macs(case) for case in shapes.by_name.values()}
 
     def next(self) -> tuple[Case, bytes]:
@@ -55,7 +68,7 @@ class Maker:
                 frame, mutate = self._fresh(case), rng.random() < 0.5
         if mutate:
             frame = mutations.mutate(frame, case, rng, self._shapes)
-        return case, frame[:MOST].ljust(LEAST[case.family], b"\0")
+        return case, frame[:MOST].ljust(self._least[case], b"\0")
 
     # ---- out of nothing ----
     def _fresh(self, case: Case) -> bytes:
@@ -141,7 +154,11 @@ class Maker:
 
     def _goes(self, case: Case, sight: Sight, seen: Seen) -> tuple[Case | None, Case | None] | None:
         """The hook that it comes to next, and the hook that its answer comes by."""
-        names, known, f = self._shapes.by_name, self._shapes.addresses[case.family], int(case.family)
+        names, known, f = (
+            self._shapes.by_name,
+            self._shapes.addresses[case.family],
+            int(case.family),
+        )
         pods = {known["client"]: "client", known["neighbour"]: "neighbour"}
         pod = pods.get(sight.dst)
         if seen.action == _POD:
@@ -212,7 +229,9 @@ def _fragments(frame: bytes, sight: Sight, family: Family) -> list[bytes]:
         else:
             part[20] = 44
             part[18:20] = (8 + len(body)).to_bytes(2, "big")
-            extension = bytes([sight.protocol, 0]) + (start | more).to_bytes(2, "big") + frame[40:44]
+            extension = (
+                bytes([sight.protocol, 0]) + (start | more).to_bytes(2, "big") + frame[40:44]
+            )
             part[54:54] = extension
         parts.append(bytes(part))
     return parts

@@ -9,7 +9,17 @@ from random import Random
 from dataplane.model.net import Family
 from tests.program.fuzz.shapes import BYTES, LENGTHS, PORTS, Shapes
 from tests.program.fuzz.sight import (
-    DST, ETHERNET, FIRST, HOPS, ICMP, ICMPV6, LATER, SRC, SUM_AT, UDP, WHOLE, look, remainder,
+    DST,
+    ETHERNET,
+    HOPS,
+    ICMP,
+    LATER,
+    SRC,
+    SUM_AT,
+    UDP,
+    WHOLE,
+    look,
+    remainder,
 )  # fmt: skip
 from tests.program.fuzz.stage import Case
 
@@ -45,7 +55,7 @@ def refresh(frame: bytearray, family: Family) -> None:
         return
     frame[at : at + 2] = b"\0\0"
     body = frame[l4 : sight.end]
-    total = remainder(body)
+    total = remainder(bytes(body))
     if protocol != ICMP:
         total += remainder(sight.src + sight.dst) + protocol + len(body)
     value = 0xFFFF - total % 0xFFFF
@@ -55,7 +65,7 @@ def refresh(frame: bytearray, family: Family) -> None:
 def refresh_header(frame: bytearray) -> None:
     """An IPv4 header's checksum."""
     frame[24:26] = b"\0\0"
-    total = remainder(frame[ETHERNET : ETHERNET + (frame[ETHERNET] & 15) * 4])
+    total = remainder(bytes(frame[ETHERNET : ETHERNET + (frame[ETHERNET] & 15) * 4]))
     frame[24:26] = (0xFFFF - total).to_bytes(2, "big")
 
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from tests.program.fuzz.judge import HOOKS, Judge, name_of
 from tests.program.fuzz.maker import Maker
 from tests.program.fuzz.shapes import Shapes
-from tests.program.fuzz.stage import LEAST, Case, Count, Seen, Stage
+from tests.program.fuzz.stage import Case, Count, Seen, Stage
 
 ROUND = 20_000
 Packet = tuple[Case, bytes]
 Counted = Counter[tuple[Case, int, int]]  # by action and reason
-Tally = Counter[tuple[str, int, str, str]]  # hook, family, action, reason
+Kind = tuple[str, int, str, str]
+Kinds = dict[Kind, Packet]
+Tally = Counter[Kind]  # hook, family, action, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,11 @@ class Failure:
 
 @dataclass(slots=True)
 class Outcome:
-    """Of one round. `kinds`: a packet for each (way in, action, reason)."""
+    """Of one round. `kinds`: the shortest packet that came to each line of the tally."""
 
     tally: Tally = field(default_factory=Counter)
     failure: Failure | None = None
-    kinds: dict[tuple[str, str, str], Packet] = field(default_factory=dict)
+    kinds: Kinds = field(default_factory=dict)
 
 
 def run_round(stage: Stage, shapes: Shapes, seed: str, packets: int, roomy: bool) -> Outcome:
@@ -46,7 +48,7 @@ def run_round(stage: Stage, shapes: Shapes, seed: str, packets: int, roomy: bool
     maker, judge, outcome = Maker(seed, shapes), Judge(roomy), Outcome()
     stage.forget()
     sent: list[Packet] = []
-    first: dict[tuple[Case, int, int], Packet] = {}
+    shortest: dict[tuple[Case, int, int], Packet] = {}
     counted: Counted = Counter()
     for _ in range(packets):
         case, frame = packet = maker.next()
@@ -54,7 +56,8 @@ def run_round(stage: Stage, shapes: Shapes, seed: str, packets: int, roomy: bool
         seen = stage.run(case, frame)
         kind = case, seen.action, seen.reason
         counted[kind] += 1
-        first.setdefault(kind, packet)
+        if kind not in shortest or len(frame) < len(shortest[kind][1]):
+            shortest[kind] = packet
         why = judge.wrong(case, case.meets(frame), seen)
         if why:
             outcome.failure = Failure(why, tuple(sent), seen)
@@ -63,10 +66,17 @@ def run_round(stage: Stage, shapes: Shapes, seed: str, packets: int, roomy: bool
     for (case, action, reason), number in counted.items():
         name = (case.hook, int(case.family), name_of("action", action), name_of("drop", reason))
         outcome.tally[name] += number
-        outcome.kinds[case.name, *name[2:]] = first[case, action, reason]
+        keep_shortest(outcome.kinds, {name: shortest[case, action, reason]})
     if outcome.failure is None:
         outcome.failure = _wrong_counters(stage, counted, sent)
     return outcome
+
+
+def keep_shortest(kinds: Kinds, more: Kinds) -> None:
+    """Take over packets of new kinds, and shorter ones."""
+    for kind, packet in more.items():
+        if kind not in kinds or len(packet[1]) < len(kinds[kind][1]):
+            kinds[kind] = packet
 
 
 def replay(stage: Stage, packets: Sequence[Packet], roomy: bool) -> Failure | None:
@@ -100,7 +110,7 @@ def shrink(stage: Stage, failure: Failure, roomy: bool, seconds: float = 30) -> 
         size //= 2
     case, frame = best.packets[-1]
     at = len(frame)
-    while at > LEAST[case.family] and time.monotonic() < ends:
+    while at > case.least and time.monotonic() < ends:
         at -= 1
         for shorter in (frame[:at], frame[:at] + b"\0" + frame[at + 1 :]):
             found = replay(stage, (*best.packets[:-1], (case, shorter)), roomy)

@@ -21,8 +21,8 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_RS,
-    ICMPv6NDOptSrcLLAddr,
     ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
     ICMPv6PacketTooBig,
     ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
@@ -48,8 +48,54 @@ PORTS = (
     30087, 30088, 30092, 30053, 30054, 40000, 40001, 40002, 40003, 61000, 61005, 62000, 64999, 65535,
 )  # fmt: skip
 SERVED = (80, 80, 80, 53, 53, 30080, 30081, 30053, 30092, 8888, 8080)
-LENGTHS = (0, 1, 7, 8, 19, 20, 21, 28, 39, 40, 41, 48, 60, 576, 1280, 1450, 1451, 1500, 0x7FFF, 0xFFFF)
-BYTES = (0, 1, 2, 4, 5, 6, 8, 15, 16, 17, 43, 44, 50, 51, 58, 59, 60, 63, 64, 127, 128, 132, 254, 255)
+LENGTHS = (
+    0,
+    1,
+    7,
+    8,
+    19,
+    20,
+    21,
+    28,
+    39,
+    40,
+    41,
+    48,
+    60,
+    576,
+    1280,
+    1450,
+    1451,
+    1500,
+    0x7FFF,
+    0xFFFF,
+)
+BYTES = (
+    0,
+    1,
+    2,
+    4,
+    5,
+    6,
+    8,
+    15,
+    16,
+    17,
+    43,
+    44,
+    50,
+    51,
+    58,
+    59,
+    60,
+    63,
+    64,
+    127,
+    128,
+    132,
+    254,
+    255,
+)
 
 INSIDE = ("client", "neighbour", "remote")
 SERVICES = (
@@ -67,11 +113,14 @@ def cases() -> list[Case]:
     stranger = ip_address("203.0.113.66")
     made = []
     for family in Family:
+
         def case(
             name: str, hook: str, device: int, setup: Setup | None = None, gso_size: int = 0,
             family: Family = family,
         ) -> Case:  # fmt: skip
-            return Case(f"{name}/{family:d}", hook, f"{hook}_{family:d}", family, device, setup, gso_size)
+            return Case(
+                f"{name}/{family:d}", hook, f"{hook}_{family:d}", family, device, setup, gso_size
+            )
 
         made += [
             *[case("client", "from_pod", world.CLIENT)] * 8,
@@ -83,7 +132,12 @@ def cases() -> list[Case]:
             case("to-client-cut", "to_pod", world.CLIENT, Setup(cut=33)),
             case("uplink-cut", "from_uplink", world.UPLINK, Setup(cut=33)),
             case("to-uplink-cut", "to_uplink", world.UPLINK, Setup(cut=33)),
-            case("overlay-cut", "from_overlay", world.OVERLAY, Setup(tunnel=(there, world.VNI), cut=33)),
+            case(
+                "overlay-cut",
+                "from_overlay",
+                world.OVERLAY,
+                Setup(tunnel=(there, world.VNI), cut=33),
+            ),
             case("to-overlay-cut", "to_overlay", world.OVERLAY, Setup(cut=33)),
             case("to-client", "to_pod", world.CLIENT),
             *[case("to-neighbour", "to_pod", world.NEIGHBOUR)] * 2,
@@ -95,7 +149,12 @@ def cases() -> list[Case]:
             *[case("overlay", "from_overlay", world.OVERLAY, Setup(tunnel=(there, world.VNI)))] * 4,
             case("overlay6", "from_overlay", world.OVERLAY, Setup(tunnel=(there6, world.VNI))),
             case("overlay-vni", "from_overlay", world.OVERLAY, Setup(tunnel=(there, 7001))),
-            case("overlay-stranger", "from_overlay", world.OVERLAY, Setup(tunnel=(stranger, world.VNI))),
+            case(
+                "overlay-stranger",
+                "from_overlay",
+                world.OVERLAY,
+                Setup(tunnel=(stranger, world.VNI)),
+            ),
             case("overlay-bare", "from_overlay", world.OVERLAY),
             *[case("to-overlay", "to_overlay", world.OVERLAY)] * 2,
             case("to-overlay-done", "to_overlay", world.OVERLAY, Setup(tc_index=DONE)),
@@ -179,7 +238,12 @@ def _v4() -> Iterator[Packet]:
         yield ip(flags=more, frag=start, proto=17) / UDP(sport=40000, dport=53, len=100) / _raw(24)
         yield ip(flags=more, frag=start, proto=6) / TCP(sport=40000, dport=80, flags="S") / _raw(24)
         yield ip(flags=more, frag=start, proto=1) / ICMP(id=77) / _raw(24)
-    for option in (b"\x94\x04\0\0", b"\x83\x07\x04\x0a\x60\0\1\0", b"\x07\x0b\x04" + bytes(9), b"\1" * 40):
+    for option in (
+        b"\x94\x04\0\0",
+        b"\x83\x07\x04\x0a\x60\0\1\0",
+        b"\x07\x0b\x04" + bytes(9),
+        b"\1" * 40,
+    ):
         yield ip(options=[IPOption(option)]) / TCP(sport=40000, dport=80)
         yield ip(options=[IPOption(option)]) / UDP(sport=40000, dport=53)
 

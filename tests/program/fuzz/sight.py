@@ -29,7 +29,10 @@ ECHOES = {Family.V4: (8, 0), Family.V6: (128, 129)}
 ERRORS = {Family.V4: frozenset({3, 4, 11, 12}), Family.V6: frozenset({1, 2, 3, 4})}
 HEADER = {Family.V4: 20, Family.V6: 40}
 # By protocol: bytes that its header has at least, where its checksum is.
-LEAST = {TCP: 20, UDP: 8, SCTP: 8, ICMP: 8, ICMPV6: 8}
+LEAST = {
+    Family.V4: {TCP: 20, UDP: 8, SCTP: 8, ICMP: 8},
+    Family.V6: {TCP: 20, UDP: 8, SCTP: 8, ICMPV6: 8},
+}
 SUM_AT = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
 
 Address = bytes
@@ -52,17 +55,19 @@ class Sight(NamedTuple):
     plain: bool = True  # no options, no extension headers
 
 
-def look(frame: bytes, family: Family) -> Sight | None:
-    """None: too short to have addresses."""
+def look(frame: bytes, family: Family, gso: bool = False) -> Sight | None:
+    """None: too short to have addresses. Of a GSO packet, length 0 means too long to say it."""
     if len(frame) < END[family]:
         return None
-    return _look_v4(frame) if family is Family.V4 else _look_v6(frame)
+    return _look_v4(frame, gso) if family is Family.V4 else _look_v6(frame, gso)
 
 
-def _look_v4(frame: bytes) -> Sight:
+def _look_v4(frame: bytes, gso: bool) -> Sight:
     src, dst, hops = frame[26:30], frame[30:34], frame[22]
     header = (frame[14] & 15) * 4
     total = frame[16] << 8 | frame[17]
+    if gso and not total:
+        total = len(frame) - ETHERNET
     end = ETHERNET + total
     if frame[14] >> 4 != 4 or header < 20:
         return Sight("version or header length", src, dst, hops)
@@ -71,13 +76,14 @@ def _look_v4(frame: bytes) -> Sight:
     protocol, l4 = frame[23], ETHERNET + header
     field = frame[20] << 8 | frame[21]
     part = LATER if field & 0x1FFF else FIRST if field & 0x2000 else WHOLE
-    wrong = "" if part == LATER else _wrong_l4(frame, protocol, l4, end)
+    wrong = "" if part == LATER else _wrong_l4(frame, Family.V4, protocol, l4, end)
     return Sight(wrong, src, dst, hops, protocol, l4, end, part, frame[18:20], header == 20)
 
 
-def _look_v6(frame: bytes) -> Sight:
+def _look_v6(frame: bytes, gso: bool) -> Sight:
     src, dst, hops = frame[22:38], frame[38:54], frame[21]
-    end = ETHERNET + 40 + (frame[18] << 8 | frame[19])
+    length = frame[18] << 8 | frame[19]
+    end = ETHERNET + 40 + length if length or not gso else len(frame)
     if frame[14] >> 4 != 6:
         return Sight("version", src, dst, hops)
     if end > len(frame):
@@ -94,12 +100,12 @@ def _look_v6(frame: bytes) -> Sight:
         else:
             length = 8 + 8 * frame[at + 1]
         following, at = frame[at], at + length
-    wrong = "" if part == LATER else _wrong_l4(frame, following, at, end)
+    wrong = "" if part == LATER else _wrong_l4(frame, Family.V6, following, at, end)
     return Sight(wrong, src, dst, hops, following, at, end, part, id_, at == ETHERNET + 40)
 
 
-def _wrong_l4(frame: bytes, protocol: int, l4: int, end: int) -> str:
-    if l4 + LEAST.get(protocol, 0) > end:
+def _wrong_l4(frame: bytes, family: Family, protocol: int, l4: int, end: int) -> str:
+    if l4 + LEAST[family].get(protocol, 0) > end:
         return "no room for the transport header"
     if protocol == TCP:
         header = (frame[l4 + 12] >> 4) * 4
@@ -149,7 +155,7 @@ def quote_of(frame: bytes, sight: Sight, family: Family) -> Quote | None:
     l3 = sight.l4 + 8
     shift = l3 - ETHERNET
     l4 = l3 + HEADER[family]
-    if frame[sight.l4] not in ERRORS[family] or len(frame) < l4 or frame[l3] >> 4 != family:
+    if frame[sight.l4] not in ERRORS[family] or sight.end < l4 or frame[l3] >> 4 != family:
         return None
     if family is Family.V4:
         if frame[l3] & 15 < 5 or (frame[l3 + 6] << 8 | frame[l3 + 7]) & 0x1FFF:
@@ -158,13 +164,13 @@ def quote_of(frame: bytes, sight: Sight, family: Family) -> Quote | None:
         protocol = frame[l3 + 9]
     else:
         protocol = frame[l3 + 6]
-    if len(frame) < l4 + 8:
+    if sight.end < l4 + 8:
         return None
     if family is Family.V6 and protocol == FRAGMENT:
         if frame[l4 + 2] or frame[l4 + 3] & 0xF8:
             return None
         protocol, l4 = frame[l4], l4 + 8
-        if len(frame) < l4 + 8:
+        if sight.end < l4 + 8:
             return None
     src = frame[SRC[family] + shift : DST[family] + shift]
     dst = frame[DST[family] + shift : END[family] + shift]

@@ -38,7 +38,7 @@ _NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280}[os.uname().machine]
 _LOOKUP, _UPDATE, _TEST_RUN = 1, 2, 10
 
 # The kernel makes no test packet that is longer or shorter; shorter ones are cut by a prelude.
-LEAST, MOST = {Family.V4: 34, Family.V6: 54}, 3600
+MOST = 3600
 _ROOM = 4096
 _CONTEXT_SIZE, _INGRESS, _GSO_SEGMENTS, _GSO_SIZE = 192, 36, 164, 176
 
@@ -52,7 +52,7 @@ _COUNTER = struct.Struct("=QQ")
 TAKEN_PORT = world.MASQUERADE_MIN + 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Case:
     """One way into the node: a program, the device, and what the packet is given before."""
 
@@ -68,6 +68,11 @@ class Case:
     def tables(self) -> Family:
         """Whose maps it uses: the one program for other protocols is of the IPv4 compile."""
         return Family.V4 if self.program == "from_pod_l2" else self.family
+
+    @property
+    def least(self) -> int:
+        """Bytes that the kernel wants of a test packet: Ethernet's and IP's header."""
+        return 54 if self.family is Family.V6 or self.program == "from_pod_l2" else 34
 
     def meets(self, frame: bytes) -> bytes:
         """What the program gets of a frame."""
@@ -104,6 +109,7 @@ class _Run:
             "=IIIIQQIIIIQQ", self.attr, 0,
             program, 0, 0, 0, data_in, data_out, 1, 0, _CONTEXT_SIZE, 0, context, 0,
         )  # fmt: skip
+        self.family = case.tables
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.attr))
 
 
@@ -137,14 +143,15 @@ class Stage:
         size = len(frame)
         self._in[:size] = frame
         struct.pack_into("=II", run.attr, 8, size, _ROOM)
-        family = case.tables
+        family = run.family
         _SYSCALL(_NUMBER, _UPDATE, self._reset[family][0], 32)
         if _SYSCALL(_NUMBER, _TEST_RUN, run.address, 80) < 0:
             raise bpf.BpfError(ctypes.get_errno(), f"PROG_TEST_RUN {case.program}")
         _SYSCALL(_NUMBER, _LOOKUP, self._read[family][0], 32)
         retval, _, length = struct.unpack_from("=III", run.attr, 4)
-        verdict = _VERDICT.unpack_from(self._left, self._cpu * _VERDICT_SIZE)
-        return Seen(retval, *verdict, bytes(self._out[:length]))
+        at = self._cpu * _VERDICT_SIZE
+        action, reason, hook, ifindex = _VERDICT.unpack_from(self._left, at)
+        return Seen(retval, action, reason, hook, ifindex, bytes(self._out[:length]))
 
     def _make_run(self, case: Case) -> _Run:
         datapath = self._datapaths[case.tables]

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from dataplane.kernel.compiler import compile_bundle
-from tests.program.fuzz.run import ROUND, Failure, Packet, Tally, run_round, shrink
+from tests.program.fuzz.run import ROUND, Failure, Kinds, Tally, keep_shortest, run_round, shrink
 from tests.program.fuzz.shapes import Shapes
 from tests.program.fuzz.stage import opened
 
@@ -36,11 +36,11 @@ class Order:
 
 @dataclass(slots=True)
 class Report:
-    """What came of an order. `kinds`: a packet for each kind of outcome."""
+    """What came of an order; `kinds` as of one round."""
 
     tally: Tally = field(default_factory=Counter)
     failures: list[tuple[int, Failure]] = field(default_factory=list)
-    kinds: dict[tuple[str, str, str], Packet] = field(default_factory=dict)
+    kinds: Kinds = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -68,16 +68,16 @@ def work(order: Order) -> Report:
             tempfile.TemporaryDirectory(prefix="podlane-fuzz-") as folder,
             opened(bundle, Path(folder), {"flows": flows}) as (sandbox, stage),
         ):
-            began = time.monotonic()
             for number in mine:
+                began = time.monotonic()
                 seed = f"{order.seed}/{number}"
                 outcome = sandbox.do(partial(run_round, stage, shapes, seed, ROUND, roomy))
+                report.seconds += time.monotonic() - began
                 report.tally += outcome.tally
-                report.kinds |= outcome.kinds
+                keep_shortest(report.kinds, outcome.kinds)
                 if outcome.failure is not None:
                     least = sandbox.do(partial(shrink, stage, outcome.failure, roomy))
                     report.failures.append((number, least))
                     if len(report.failures) >= order.failures:
                         break
-            report.seconds += time.monotonic() - began
     return report
