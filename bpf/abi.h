@@ -162,6 +162,7 @@ enum flow_state {
 	FLOW_FIN_BACKEND = 4, /* backend closed its side */
 	FLOW_RESET = 8, /* reset by one side */
 	FLOW_BACKEND_FIRST = 16, /* backend closed first, so it holds the tuple in TIME_WAIT */
+	FLOW_LASTING = 32, /* UDP: used for longer than one question and its answer take */
 };
 
 /* ---- the node: one record a family; read by every program ---- */

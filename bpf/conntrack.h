@@ -60,7 +60,8 @@ static __always_inline __u64 ct_lifetime(const struct flow *f)
 		return f->state & FLOW_SEEN_REPLY ? LIFETIME_TCP_ESTABLISHED : LIFETIME_TCP_SYN;
 	}
 	if (f->protocol == IPPROTO_UDP)
-		return f->state & FLOW_SEEN_REPLY ? LIFETIME_UDP_STREAM : LIFETIME_UDP_SINGLE;
+		return f->state & FLOW_SEEN_REPLY && f->state & FLOW_LASTING ? LIFETIME_UDP_STREAM
+									     : LIFETIME_UDP_SINGLE;
 	return LIFETIME_OTHER;
 }
 
@@ -139,6 +140,7 @@ static __always_inline int ct_keep_other(struct flow *f, struct scratch *s)
 	/* used in one direction only, a flow is alive as a whole, and its other tuple is not free */
 	if (f->last_seen > half->last_seen + NSEC)
 		half->last_seen = f->last_seen;
+	half->state |= f->state;
 	return 0;
 }
 
@@ -176,6 +178,8 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 	if (tick - f->checked < CHECK_TICKS)
 		return 0;
 	f->checked = tick;
+	if (f->protocol == IPPROTO_UDP)
+		f->state |= FLOW_LASTING;
 	return ct_keep_other(f, s);
 }
 

@@ -42,6 +42,7 @@ class StateBits:
     fin_backend: int
     reset: int
     backend_first: int
+    lasting: int
 
     def closed(self, state: int) -> bool:
         """Both sides closed, or one reset."""
@@ -57,7 +58,8 @@ def lifetime(lifetimes: Lifetimes, bits: StateBits, protocol: int, state: int) -
             return lifetimes.tcp_time_wait if lingers else lifetimes.tcp_closing
         return lifetimes.tcp_established if state & bits.seen_reply else lifetimes.tcp_syn
     if protocol == Protocol.UDP:
-        return lifetimes.udp_stream if state & bits.seen_reply else lifetimes.udp_single
+        stream = state & bits.seen_reply and state & bits.lasting
+        return lifetimes.udp_stream if stream else lifetimes.udp_single
     return lifetimes.other
 
 

@@ -54,6 +54,7 @@ class Sweeper:
             fin_backend=layout.constant("FLOW_FIN_BACKEND"),
             reset=layout.constant("FLOW_RESET"),
             backend_first=layout.constant("FLOW_BACKEND_FIRST"),
+            lasting=layout.constant("FLOW_LASTING"),
         )
         lifetimes = Lifetimes(
             tcp_syn=layout.constant("LIFETIME_TCP_SYN"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,8 +30,11 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
+from dataplane.abi.layout import abi
 from dataplane.kernel import netns
+from dataplane.kernel.maps import Maps
 from dataplane.model.net import Family
+from dataplane.model.rows import Table
 from tests.network import life
 from tests.network.cluster import AgentNode, Cluster, sh
 from tests.network.life import CLUSTER_IP, NODE_PORT, PORT, TARGET
@@ -163,6 +167,38 @@ def test_another_mac_address_is_not_a_pods_own(cluster: Cluster) -> None:
     for body in (IP(src=A4, dst=C4) / DATA, IPv6(src=A6, dst=C6) / DATA):
         send(one.pods["a"], Ether(src=OTHER_MAC, dst=GATEWAY_MAC) / body)
     assert (life.drops(one) - before)["spoofed_mac"] == 10
+
+
+# ---- what a flow is remembered as ----
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_question_and_its_answer_are_no_stream_of_datagrams(
+    cluster: Cluster, family: Family
+) -> None:
+    """A flow that is still used a tenth of a second later is kept longer: both halves know."""
+    one, two = cluster.nodes
+    lasting = abi(family).constant("FLOW_LASTING")
+    with (
+        life.bulk_server(two.pods["c"], family, TARGET),
+        life.connect(
+            one.pods["a"], family, CLUSTER_IP[family], PORT, socket.SOCK_DGRAM
+        ) as client,
+    ):  # fmt: skip
+
+        def known() -> list[bool]:
+            maps = Maps(one.folder / "bpf")
+            port = client.getsockname()[1]
+            rows = [row for _, row in maps.items(Table("flows", family)) if row.protocol == 17]
+            maps.close()
+            return [bool(row.state & lasting) for row in rows if row.client_port == port]
+
+        for _ in range(3):
+            client.send(b"x")
+            client.recv(9)
+        assert known() == [False, False]
+        time.sleep(0.15)
+        client.send(b"x")
+        client.recv(9)
+        assert known() == [True, True]
 
 
 # ---- firewalls of others ----
