@@ -116,7 +116,7 @@ class Pods:
         """
         failures = []
         for one in self._store.attachments():
-            if one.key not in request.valid:
+            if request.valid is not None and one.key not in request.valid:
                 try:
                     self.remove(one)
                     log("pod_collected", pod=one.pod, container=one.container_id)

@@ -62,7 +62,8 @@ class Request:
 
     netns is None if the runtime named none (DEL may). addresses are those that the pod is
     to have, empty for any. previous is prevResult: what plugins before made, or, for
-    CHECK, all of them. valid is GC's: (container, interface) of each that lives.
+    CHECK, all of them. valid is GC's: (container, interface) of each that
+    lives; None if it names none, and nothing is to go.
     """
 
     command: str
@@ -74,7 +75,7 @@ class Request:
     addresses: tuple[IPAddress, ...] = ()
     runtime: Runtime = field(default_factory=Runtime)
     previous: Mapping[str, Any] | None = None
-    valid: frozenset[tuple[str, str]] = frozenset()
+    valid: frozenset[tuple[str, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +153,11 @@ def parse(env: Mapping[str, object], config: object) -> Request:
     )  # fmt: skip
 
 
-def _valid_attachments(config: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    # Go writes an empty list as null, and cnitool means one.
-    listed = config.get(_VALID, "") if config.get(_VALID, "") is not None else []
+def _valid_attachments(config: Mapping[str, Any]) -> frozenset[tuple[str, str]] | None:
+    if _VALID not in config:
+        return None  # cnitool names none, and means that nothing is garbage by this list
+    listed = config[_VALID] if config[_VALID] is not None else []  # Go's empty list
     if not isinstance(listed, list):
-        # Without the list nothing is garbage: a runtime that forgot it must not lose pods.
         raise BadInput(_VALID, "must be a list")
     found = set()
     for item in listed:

@@ -109,7 +109,11 @@ def restart(pods: Sandboxes) -> None:
         ({}, {"cniVersion": "9.9.9"}, protocol.UNSUPPORTED_VERSION),
         ({}, {"cniVersion": 1}, protocol.BAD_CONFIG),
         ({"CNI_COMMAND": "CHECK"}, {"cniVersion": "0.3.1"}, protocol.UNSUPPORTED_VERSION),
-        ({"CNI_COMMAND": "GC"}, {"cniVersion": "1.1.0"}, protocol.BAD_CONFIG),
+        (
+            {"CNI_COMMAND": "GC"},
+            {"cniVersion": "1.1.0", "cni.dev/valid-attachments": {}},
+            protocol.BAD_CONFIG,
+        ),
         ({}, {"runtimeConfig": 1}, protocol.BAD_CONFIG),
         ({}, {"runtimeConfig": {"portMappings": {}}}, protocol.BAD_CONFIG),
         ({}, {"runtimeConfig": {"portMappings": [{"hostPort": "80"}]}}, protocol.BAD_CONFIG),
@@ -291,7 +295,9 @@ def test_a_state_folder_that_cannot_be_written_is_told_and_nothing_leaks(
 def test_garbage_is_what_the_runtime_does_not_name(pods: Sandboxes) -> None:
     for name in ("keep", "drop"):
         assert pods.add(name).status == 0
-    valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "keep", "ifname": "eth0"}]}
+    valid: dict[str, Any] = {
+        "cni.dev/valid-attachments": [{"containerID": "keep", "ifname": "eth0"}]
+    }
     assert pods.ask("GC", "", **valid).status == 0
     del pods.live["drop"]
     assert pods.faults() == []
