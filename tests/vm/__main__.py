@@ -51,9 +51,10 @@ def _judge(run: machine.Run, host: list[str], limit: float) -> tuple[str, report
     name = run.kernel.name
     if run.junit is None:
         why = f"ran out of its {limit / 60:g} minutes" if run.timed_out else "ended early"
-        log = run.results / ("console.log" if run.booted is None else "pytest.log")
-        words = f"{name:8} FAILED: the guest {why}; the end of {log}:\n{_tail(log)}"
-        return words, report.Comparison(passed=0, missing=tuple(host))
+        words = [f"{name:8} FAILED: the guest {why}"]
+        for log in ("pytest.log", "console.log"):
+            words.append(f"  the end of {run.results}/{log}:\n{_tail(run.results / log)}")
+        return "\n".join(words), report.Comparison(passed=0, missing=tuple(host))
     junit = run.junit.read_text(encoding="utf-8")
     found = report.compare(host, junit, allowed_skips.load())
     skips = ", ".join(f"{count} for want of {word}" for word, count in found.named_skips.items())
