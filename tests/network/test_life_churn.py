@@ -42,6 +42,7 @@ from tests.network.life import CLUSTER_IP, PORT
 SOAK = bool(os.environ.get("PODLANE_SOAK"))
 CHURN_SECONDS = 600.0 if SOAK else 12.0
 KILLS = 100 if SOAK else 10
+pytestmark = pytest.mark.timeout(1800 if SOAK else 180)
 STEP = 0.1
 EXCUSE = 0.1
 REST_IP = {Family.V4: "10.96.0.81", Family.V6: "fd00:96::81"}
