@@ -22,6 +22,7 @@ SEED = "podlane"
 PACKETS = 200_000
 
 
+@pytest.mark.speed
 @pytest.mark.timeout(600)
 def test_no_packet_out_of_200000_is_treated_against_the_rfcs(pytestconfig: pytest.Config) -> None:
     bundle = pytestconfig.rootpath / "build/podlane.bundle"

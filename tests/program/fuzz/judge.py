@@ -250,11 +250,13 @@ class Judge:
         """What a packet says to whoever sees it, even if it goes no further."""
         family = case.family
         done = case.setup is not None and case.setup.tc_index is not None
-        if sight.part == LATER or done:
+        if done:
             return
-        way = tuple_of(given, sight, family)
-        if case.hook == "to_pod" or sight.dst in self._places[family].pods.values():
+        way = self._way(given, sight, family)
+        if way and (case.hook == "to_pod" or sight.dst in self._places[family].pods.values()):
             self._books[family].passed(way)
+        if way is None or sight.part == LATER:
+            return
         if sight.protocol == TCP and given[sight.l4 + 13] & (FIN | RST):
             self._books[family].end(way)
         if sight.part == FIRST:
