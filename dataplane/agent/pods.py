@@ -31,6 +31,7 @@ from dataplane.core.addresses import next_free, ranges_of
 from dataplane.core.plan import FRONTENDS
 from dataplane.kernel.hooks import Hooks, Role
 from dataplane.kernel.netlink import KernelRoute, Link, Links, Neighbour, NetlinkError, open_netns
+from dataplane.kernel.netns import is_netns
 from dataplane.model.constants import FrontendKind, NameKind
 from dataplane.model.errors import BadEnvironment, PodlaneError, TableFull
 from dataplane.model.net import Family, IPAddress, IPNetwork, Protocol, family_of
@@ -89,7 +90,7 @@ class Pods:
             )
         _refuse_unsupported(request)
         with ExitStack() as undo:
-            netns = open_netns(request.netns)
+            netns = _open(request, request.netns)
             undo.callback(os.close, netns)
             _refuse_own_netns(netns, request.netns)
             new = self._plan(request)
@@ -142,7 +143,7 @@ class Pods:
         wrong += self._wrong_ports(there)
         wrong += protocol.not_in_previous(request, self._wiring(there))
         if request.netns is not None:
-            wrong += self._wrong_inside(there, request.netns)
+            wrong += self._wrong_inside(there, _open(request, request.netns))
         if wrong:
             raise CniError(protocol.POD_BROKEN, f"pod {there.pod}", "; ".join(wrong))
 
@@ -429,8 +430,7 @@ class Pods:
             self._tables.drop(NAMES, names)
         return done
 
-    def _wrong_inside(self, one: Attachment, netns: Path) -> list[str]:
-        fd = open_netns(netns)
+    def _wrong_inside(self, one: Attachment, fd: int) -> list[str]:
         try:
             with Links(fd) as inside:
                 link = inside.link(one.interface)
@@ -541,6 +541,15 @@ def _refuse_unsupported(request: Request) -> None:
         raise CniError(
             protocol.UNSUPPORTED_FIELD, "runtimeConfig.bandwidth", "podlane shapes no pod"
         )
+
+
+def _open(request: Request, path: Path) -> int:
+    """The pod's namespace, as it came along or by its path; the caller closes it."""
+    fd = open_netns(path) if request.netns_fd is None else os.dup(request.netns_fd)
+    if not is_netns(fd):
+        os.close(fd)
+        raise BadEnvironment(f"CNI_NETNS {path}", "is no network namespace")
+    return fd
 
 
 def _refuse_own_netns(netns: int, path: Path) -> None:

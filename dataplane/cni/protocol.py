@@ -64,6 +64,7 @@ class Request:
     to have, empty for any. previous is prevResult: what plugins before made, or, for
     CHECK, all of them. valid is GC's: (container, interface) of each that
     lives; None if it names none, and nothing is to go.
+    netns_fd is the namespace itself, if it came along: open during the call only.
     """
 
     command: str
@@ -76,6 +77,7 @@ class Request:
     runtime: Runtime = field(default_factory=Runtime)
     previous: Mapping[str, Any] | None = None
     valid: frozenset[tuple[str, str]] | None = None
+    netns_fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

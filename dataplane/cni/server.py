@@ -3,7 +3,8 @@
 
 One request a connection: the client writes {"env": {"CNI_…": "…"}, "config": {…}}, closes
 its writing side, and reads one JSON object: the CNI result, or {"cniVersion", "code",
-"msg", "details"}. Must not wire pods itself; a `Handler` does.
+"msg", "details"}. The pod's namespace may come along as a descriptor. Must not wire pods
+itself; a `Handler` does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import socket
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,47 +47,59 @@ class Server:
 
     def __init__(self, path: Path, handler: Handler, log: Log) -> None:
         self._path, self._handler, self._log = path, handler, log
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. A socket that a dead agent left is replaced."""
         self._path.unlink(missing_ok=True)
         try:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             os.fchmod(listener.fileno(), 0o600)  # before bind, so that it never was open to others
             listener.bind(os.fspath(self._path))
             os.chmod(self._path, 0o600)
-            self._server = await asyncio.start_unix_server(
-                self._connection, sock=listener, backlog=_BACKLOG
-            )
+            listener.listen(_BACKLOG)
         except OSError as failure:
             raise BadEnvironment(f"socket {self._path}", str(failure)) from failure
+        self._accepting = asyncio.create_task(self._accept(listener))
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
             self._path.unlink(missing_ok=True)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            answer = await self._answer(reader, writer)
-            writer.write(json.dumps(answer).encode())
-            await writer.drain()
-        except ConnectionError:
-            pass  # a client that left hears nothing
-        finally:
-            writer.close()
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                connection, _ = await loop.sock_accept(listener)
+                task = asyncio.create_task(self._connection(connection))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
 
-    async def _answer(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> dict[str, Any]:
+    async def _connection(self, connection: socket.socket) -> None:
+        received: list[int] = []
+        with connection:
+            try:
+                answer = await self._answer(connection, received)
+                await asyncio.get_running_loop().sock_sendall(
+                    connection, json.dumps(answer).encode()
+                )
+            except OSError:
+                pass  # a client that left hears nothing
+            finally:
+                for fd in received:
+                    os.close(fd)
+
+    async def _answer(self, connection: socket.socket, received: list[int]) -> dict[str, Any]:
         version = protocol.VERSIONS[-1]
         try:
-            _refuse_others(writer)
-            env, config = await _read(reader)
+            _refuse_others(connection)
+            env, config = await _read(connection, received)
             if isinstance(config, dict) and config.get("cniVersion") in protocol.VERSIONS:
                 version = config["cniVersion"]
-            return self.handle(protocol.parse(env, config))
+            request = protocol.parse(env, config)
+            return self.handle(replace(request, netns_fd=received[0] if received else None))
         except PodlaneError as failure:
             self._log("cni_request_refused", why=str(failure))
             return protocol.error(failure, version)
@@ -117,19 +131,47 @@ class Log(Protocol):
     def __call__(self, event: str, **facts: object) -> None: ...
 
 
-def _refuse_others(writer: asyncio.StreamWriter) -> None:
-    peer: socket.socket = writer.get_extra_info("socket")
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+def _refuse_others(connection: socket.socket) -> None:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, uid, _ = _UCRED.unpack(raw)
     if uid != 0:
         raise CniError(protocol.IO_FAILED, "CNI socket", f"user {uid} is not root")
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, object], object]:
+async def _receive(connection: socket.socket, received: list[int]) -> bytes:
+    """Some bytes, none at the end; descriptors that came along are the caller's to close."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            data, control, _, _ = connection.recvmsg(
+                65536, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            readable = loop.create_future()
+            loop.add_reader(connection, _set, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(connection)
+            continue
+        for level, kind, body in control:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                received.extend(
+                    fd for (fd,) in struct.iter_unpack("=i", body[: len(body) // 4 * 4])
+                )
+        return data
+
+
+def _set(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+async def _read(connection: socket.socket, received: list[int]) -> tuple[dict[str, object], object]:
     data = bytearray()
     try:
         async with asyncio.timeout(_SECONDS_TO_ASK):
-            while chunk := await reader.read(65536):
+            while chunk := await _receive(connection, received):
                 data += chunk
                 if len(data) > _LONGEST:
                     raise CniError(protocol.DECODE_FAILED, "request", "longer than 2 MiB")

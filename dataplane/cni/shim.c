@@ -556,11 +556,45 @@ static size_t make_request(const struct call *call)
 	return out - request;
 }
 
-/* Sends the request and reads the answer; its length, 0 if there came none in time. */
-static size_t ask(int fd, size_t length, long long until)
+/*
+ * The first bytes of the request, with the pod's namespace as a descriptor beside them: its
+ * path may be a mount that the agent, in a container of its own, does not see.
+ */
+static ssize_t send_first(int fd, size_t length, const char *netns)
 {
-	size_t sent = 0, got = 0;
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {0};
+	struct iovec part = {request, length};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	int place = *netns ? open(netns, O_RDONLY | O_CLOEXEC) : -1;
+	ssize_t sent;
 
+	if (place >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &place, sizeof(int));
+	}
+	do
+		sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	if (place >= 0)
+		close(place);
+	return sent;
+}
+
+/* Sends the request and reads the answer; its length, 0 if there came none in time. */
+static size_t ask(int fd, size_t length, const char *netns, long long until)
+{
+	ssize_t first = send_first(fd, length, netns);
+	size_t sent = first > 0 ? first : 0, got = 0;
+
+	if (!sent)
+		return 0;
 	while (sent < length) {
 		ssize_t n = send(fd, request + sent, length - sent, MSG_NOSIGNAL);
 
@@ -651,7 +685,8 @@ __attribute__((noreturn)) static void pass_on(const struct call *call)
 	fd = connect_agent(path, now_ms() + (add ? CONNECT_SECONDS * 1000 : 0));
 	if (fd < 0)
 		agent_is_away(call, state, path, strerror(errno));
-	length = ask(fd, make_request(call), now_ms() + (add ? ADD_SECONDS : OTHER_SECONDS) * 1000);
+	length = ask(fd, make_request(call), call->netns,
+		     now_ms() + (add ? ADD_SECONDS : OTHER_SECONDS) * 1000);
 	if (!length)
 		agent_is_away(call, state, path, "gave no answer, or ended before it");
 	if (find(answer, length, "code").length) {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -24,6 +25,7 @@ Netns = Path | int
 """A namespace by the path of its file, or by an open descriptor."""
 
 _CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
 _MS_BIND = 0x1000
 _MNT_DETACH = 2
 
@@ -83,6 +85,14 @@ def run_in(netns: Netns, fn: Callable[[], T]) -> T:
         return fn()
 
     return _in_thread(inside)
+
+
+def is_netns(fd: int) -> bool:
+    """Whether an open file is a network namespace."""
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False
 
 
 def create(path: Path) -> None:
