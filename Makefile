@@ -26,7 +26,7 @@ C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test soak test-vm lint fmt fuzz-packets bench tools lock clean
+.PHONY: help setup demo test test-cni soak test-vm lint fmt fuzz-packets bench tools lock clean
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -61,6 +61,18 @@ soak: tools ## the long versions of the tests of a flow's life: ten minutes of l
 test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"] [ARGS="-k name"]
 	@tools/setup.sh vm
 	@$(AS_ROOT) $(BIN)/python -m tests.vm $(KERNELS) $(ARGS)
+
+# The callers are Go programs of others, or built on others' libraries: cnitool is the specification's.
+CNITOOL := github.com/containernetworking/cni/cnitool@v1.2.3
+
+test-cni: tools ## the plugin under containerd, cnitool and Debian's plugins; needs Go
+	@tools/setup.sh cni
+	@command -v go >/dev/null || { echo "test-cni: there is no Go (1.21 or newer) on the PATH" >&2; exit 2; }
+	@mkdir -p build/go
+	@GOBIN=$(CURDIR)/build/go go install $(CNITOOL)
+	@cd tests/cni/callers && go build -o $(CURDIR)/build/go/callers . && go build -o $(CURDIR)/build/go/cri ./cri
+	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
+	@$(AS_ROOT) $(BIN)/pytest tests/cni $(ARGS)
 
 lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ alone
 	$(BIN)/ruff check .
