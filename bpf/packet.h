@@ -329,6 +329,14 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 	case IPPROTO_SCTP:
 		if (packet_load_l4(skb, p, head, 8))
 			return -DROP_TRUNCATED;
+		if (p->tuple.protocol == IPPROTO_UDP && !skb->gso_size) {
+			__u32 length = head[4] << 8 | head[5];
+
+			if (length < 8)
+				return -DROP_MALFORMED;
+			if (p->fragment == FRAGMENT_NONE && p->l4 + length > p->end)
+				return -DROP_TRUNCATED;
+		}
 		p->l4_size = 8;
 		break;
 	case PROTOCOL_ICMP:
