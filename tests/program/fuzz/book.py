@@ -71,8 +71,10 @@ class Book:
     def _wrong_anew(self, way: Tuple, out: Tuple, services: bool, hides: bool) -> str:
         protocol, src, sport, dst, dport = way
         _, new_src, new_sport, new_dst, new_dport = out
-        if (protocol, new_dst, new_dport) in self._tried and dst in self._place.own:
-            return ""
+        if (protocol, new_dst, new_dport) in self._tried:
+            shown = self._place.frontends.get((protocol, new_src, new_sport), frozenset())
+            if (src, sport) in shown or (new_src == src and dst in self._place.own):
+                return ""
         ports = protocol in (TCP, UDP, SCTP)
         backends = self._place.frontends.get((protocol, dst, dport)) if services else None
         if backends is not None:

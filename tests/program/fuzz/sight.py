@@ -76,7 +76,7 @@ def _look_v4(frame: bytes, gso: bool) -> Sight:
     protocol, l4 = frame[23], ETHERNET + header
     field = frame[20] << 8 | frame[21]
     part = LATER if field & 0x1FFF else FIRST if field & 0x2000 else WHOLE
-    wrong = "" if part == LATER else _wrong_l4(frame, Family.V4, protocol, l4, end)
+    wrong = "" if part == LATER else _wrong_l4(frame, Family.V4, protocol, l4, end, part, gso)
     return Sight(wrong, src, dst, hops, protocol, l4, end, part, frame[18:20], header == 20)
 
 
@@ -100,17 +100,23 @@ def _look_v6(frame: bytes, gso: bool) -> Sight:
         else:
             length = 8 + 8 * frame[at + 1]
         following, at = frame[at], at + length
-    wrong = "" if part == LATER else _wrong_l4(frame, Family.V6, following, at, end)
+    wrong = "" if part == LATER else _wrong_l4(frame, Family.V6, following, at, end, part, gso)
     return Sight(wrong, src, dst, hops, following, at, end, part, id_, at == ETHERNET + 40)
 
 
-def _wrong_l4(frame: bytes, family: Family, protocol: int, l4: int, end: int) -> str:
+def _wrong_l4(
+    frame: bytes, family: Family, protocol: int, l4: int, end: int, part: int, gso: bool
+) -> str:
     if l4 + LEAST[family].get(protocol, 0) > end:
         return "no room for the transport header"
     if protocol == TCP:
         header = (frame[l4 + 12] >> 4) * 4
         if header < 20 or l4 + header > end:
             return "TCP header length"
+    if protocol == UDP and not gso:
+        length = frame[l4 + 4] << 8 | frame[l4 + 5]
+        if length < 8 or (part == WHOLE and l4 + length > end):
+            return "UDP length"
     return ""
 
 
