@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import connections, control_plane, labs, paths, report, start
+from bench import cni, connections, control_plane, labs, paths, report, start
 from bench.measure import Result
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 
@@ -33,6 +33,7 @@ def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
         "compile": start.compiling,
         "load": start.loading,
         "control-plane": control_plane.control_plane,
+        "cni": cni.cni,
         "lab-up": lambda: labs.lab_up(manifest),
     }
 
