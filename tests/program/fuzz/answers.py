@@ -50,6 +50,8 @@ def wrong(case: Case, given: bytes, sight: Sight, seen: Seen, place: Place) -> s
     after = look(out, family)
     if after is None or after.wrong or after.end != len(out) or not after.plain:
         return "answer is malformed"
+    if out[12:14] != given[12:14] or (family is Family.V6 and out[14:18] != b"\x60\0\0\0"):
+        return "answer's type, class or flow label"
     if out[:12] != given[6:12] + given[:6] and seen.reason != 0:
         return "answer's MACs"
     if after.dst != sight.src:
@@ -62,7 +64,7 @@ def wrong(case: Case, given: bytes, sight: Sight, seen: Seen, place: Place) -> s
         return "answer is a fragment"
     if seen.reason == 0:
         return _wrong_advert(given, sight, out, after, place)
-    if after.hops < 32:
+    if after.hops not in (64, 255):
         return f"answer has {after.hops} hops"
     if seen.reason in _REFUSED and after.src != sight.dst:
         return "refused by another than it was sent to"
