@@ -162,7 +162,8 @@ state = "{self.folder}/state"
         (self.folder / "config.toml").write_text(config)
         self.log = (self.folder / "log").open("w")
         self.process = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{node.ns}", "containerd", "--config", str(self.folder / "config.toml")],
+            ["nsenter", f"--net=/run/netns/{node.ns}",
+             "containerd", "--config", str(self.folder / "config.toml")],
             stdout=self.log, stderr=self.log,
         )  # fmt: skip
         until = time.monotonic() + 30
