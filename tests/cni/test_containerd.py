@@ -164,7 +164,8 @@ state = "{self.folder}/state"
         self.process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{node.ns}",
              "containerd", "--config", str(self.folder / "config.toml")],
-            stdout=self.log, stderr=self.log,
+            stdout=self.log,
+            stderr=self.log,
         )  # fmt: skip
         until = time.monotonic() + 30
         while not self.socket.exists() and time.monotonic() < until:

@@ -66,6 +66,7 @@ def network(node: AgentNode) -> dict[str, object]:
     }
 
 
+@pytest.mark.vm
 def test_pods_of_two_nodes_reach_each_other(cluster: Cluster) -> None:
     one, two = cluster.nodes
     for target in ("10.244.2.11", "fd00:244:2::11", "10.244.2.1", "fd00:244:2::1"):
@@ -153,6 +154,7 @@ def test_a_second_agent_refuses_and_names_the_first(cluster: Cluster) -> None:
     assert one.status()["state"] == "ready"
 
 
+@pytest.mark.vm
 def test_a_service_is_followed_from_manifests(cluster: Cluster) -> None:
     one, two = cluster.nodes
     servers = [_serve(one, "b", "10.244.1.12"), _serve(two, "c", "10.244.2.11")]
