@@ -33,7 +33,7 @@ from dataplane.kernel import bpf
 from dataplane.kernel.maps import Maps
 from dataplane.lab import inside, state
 from dataplane.model.flow import FlowKey
-from dataplane.model.net import Family, Protocol
+from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.rows import Table
 from tests.network import life, life_load
 from tests.network.cluster import AgentNode, Cluster, sh
@@ -121,7 +121,7 @@ def churn(cluster: Cluster) -> Iterator[Counter[str]]:
 # ---- watching the datapath ----
 @dataclass
 class Watch:
-    """Between which two looks at node 1's maps a pod went out of `web`, and what came to it then."""
+    """Between which two looks at node 1's maps an address went out of `web`; what came to it then."""
 
     removals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     packets: list[str] = field(default_factory=list)
@@ -147,46 +147,51 @@ def watched(cluster: Cluster) -> Iterator[Watch]:
         rows = maps[SERVERS[name][0]].per_cpu(Table("endpoint_counters"), ids[name])
         return sum(row.to_packets for row in rows)
 
+    where = {
+        ip_address(life.pod_address(family, *place)): name
+        for family in Family
+        for name, place in SERVERS.items()
+    }
+
+    def listed() -> dict[IPAddress, tuple[int, int]]:
+        """The id and generation that each address of a pod has as a backend now."""
+        return {
+            row.address: (number, row.generation)
+            for family in Family
+            for number, row in maps[1].items(BACKENDS[family])
+            if row.flags and row.address in where
+        }
+
     def run() -> None:
         out: dict[str, tuple[float, int | None]] = {}
-        where = {
-            ip_address(life.pod_address(family, *place)): name
-            for family in Family
-            for name, place in SERVERS.items()
-        }
-        now = time.monotonic()
+        began_look, there = time.monotonic(), listed()
         while not ending.wait(0.001):
-            listed = {
-                where[row.address]
-                for family in Family
-                for _, row in maps[1].items(BACKENDS[family])
-                if row.flags and row.address in where
-            }
-            last, now = now, time.monotonic()
+            # A row may have changed right after it was read: since the look before began.
+            last, before, began_look = began_look, there, time.monotonic()
+            there, now = listed(), time.monotonic()
             seen.looks += 1
+            for address, was in before.items():
+                if there.get(address) != was:  # out, or out and in again
+                    seen.removals.setdefault(str(address), []).append((last, now))
+            in_use = {where[address] for address in there}
             for name in SERVERS:
-                if name in listed:
+                if name in in_use:
                     out.pop(name, None)
                 elif name not in out:
                     out[name] = now, None
-                    seen.removals.setdefault(name, []).append((last, now))
                 else:
-                    began, before = out[name]
+                    began, counted = out[name]
                     count = delivered(name)
-                    if before is None:
+                    if counted is None:
                         if now - began > IN_HAND:
                             out[name] = began, count
-                    elif count != before:
+                    elif count != counted:
                         # in again since the maps were read?
-                        if any(
-                            row.flags and where.get(row.address) == name
-                            for family in Family
-                            for _, row in maps[1].items(BACKENDS[family])
-                        ):
+                        if name in {where[address] for address in listed()}:
                             out.pop(name)
                             continue
                         seen.packets.append(
-                            f"{count - before} packets to {name}, {now - began:.4f} s after"
+                            f"{count - counted} packets to {name}, {now - began:.4f} s after"
                         )
                         out[name] = began, count
 
@@ -211,7 +216,7 @@ class Outcome:
 
 @contextmanager
 def load(cluster: Cluster, short: list[Any], long: list[Any], pause: float) -> Iterator[Outcome]:
-    """Load from pod a; each failure is told with the pod that its flow was for."""
+    """Load from pod a; each failure is told with the backend that its flow was for."""
     found = Outcome()
     process = subprocess.Popen(
         ["ip", "netns", "exec", cluster.nodes[0].pods["a"], sys.executable, life_load.__file__],
@@ -229,7 +234,7 @@ def load(cluster: Cluster, short: list[Any], long: list[Any], pause: float) -> I
                 found.totals.update(line["totals"])
                 found.by.update(line["by"])
             else:
-                found.failures.append({**line, "pod": served_by(maps, line)})
+                found.failures.append({**line, "backend": served_by(maps, line)})
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -245,22 +250,21 @@ def load(cluster: Cluster, short: list[Any], long: list[Any], pause: float) -> I
 
 
 def served_by(maps: Maps, failure: Mapping[str, Any]) -> str:
-    """The pod that a flow was for, as the flow table remembers it."""
+    """The address that a flow was for, as the flow table remembers it."""
     target, port = failure["to"]
     family = Family(ip_address(target).version)
     protocol = Protocol.UDP if failure["kind"] == "udp" else Protocol.TCP
     client = ip_address(life.pod_address(family, 1, 11))
     key = FlowKey(client, ip_address(target), failure["port"], port, protocol)
     row = maps.get(Table("flows", family), key)
-    names = {life.pod_address(family, *place): name for name, place in SERVERS.items()}
-    return names.get(str(row.backend), "") if row else ""
+    return str(row.backend) if row else ""
 
 
 def excused(failure: Mapping[str, Any], watch: Watch) -> bool:
     """Its pod was removed less than 100 ms before the request, or during it."""
     return any(
         failure["began"] - EXCUSE < seen and before <= failure["ended"]
-        for before, seen in watch.removals.get(failure["pod"], ())
+        for before, seen in watch.removals.get(failure["backend"], ())
     )
 
 
