@@ -11,6 +11,8 @@ from tests.program import world
 from tests.program.fuzz.place import Place
 from tests.program.fuzz.sight import ICMP, ICMPV6, SCTP, TCP, UDP, Address, Tuple, back
 
+ANY_PORT = -1
+
 
 class Book:
     """Of one family. `roomy`: the flow table never evicts, so nothing may change by itself."""
@@ -28,7 +30,7 @@ class Book:
 
     def tried(self, way: Tuple) -> None:
         """A packet went no further, but what it left may translate replies to its sender."""
-        self._tried.add(way[:3])
+        self._tried |= {way[:3], (*way[:2], ANY_PORT)}
 
     def knows(self, way: Tuple | None) -> bool:
         return way in self._known or way in self._passed
@@ -45,6 +47,8 @@ class Book:
         """
         known = self._known.get(way)
         if known == out or (way == out and way in self._passed):
+            if known and not self._roomy:  # the reply's half may have been another's meanwhile
+                self._known[back(out)] = back(way)
             return ""
         # an echo of identifier 0 and ICMP without one have the same tuple
         if known is not None and way[0] in (ICMP, ICMPV6) and way[2] == 0:
@@ -98,6 +102,8 @@ class Book:
         Its first fragment may have been dropped, or have found the flow table otherwise.
         """
         known = self._known.get(way)
+        # without its first fragment it may have opened a flow itself
+        self.tried(way)
         if known is None:
             return self._wrong_fragment_anew(way, src, dst)
         if (known[1], known[3]) == (src, dst) or not self._roomy:
@@ -106,6 +112,8 @@ class Book:
 
     def _wrong_fragment_anew(self, way: Tuple, src: Address, dst: Address) -> str:
         backends = self._place.frontends.get((way[0], way[3], way[4]))
+        if (way[0], dst, ANY_PORT) in self._tried and way[3] in self._place.own:
+            return ""
         if backends is not None and dst not in {b[0] for b in backends}:
             return "no backend of the Service"
         if backends is None and dst != way[3]:
