@@ -204,6 +204,9 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 		} else if (next == IPPROTO_FRAGMENT) {
 			__u16 frag;
 
+			/* a fragment of a fragment: which of them has the ports? */
+			if (p->fragment != FRAGMENT_NONE)
+				return -DROP_MALFORMED;
 			if (bpf_skb_load_bytes(skb, offset, ext, sizeof(ext)))
 				return -DROP_TRUNCATED;
 			frag = ext[2] << 8 | ext[3];
