@@ -92,6 +92,8 @@ def _look_v6(frame: bytes, gso: bool) -> Sight:
     while following in (HOP_BY_HOP, ROUTING, DESTINATION, FRAGMENT) and part != LATER:
         if at + 8 > end:
             return Sight("extension header's length", src, dst, hops)
+        if following == FRAGMENT and part != WHOLE:
+            return Sight("fragment in a fragment", src, dst, hops)
         if following == FRAGMENT:
             field = frame[at + 2] << 8 | frame[at + 3]
             part = LATER if field & 0xFFF8 else FIRST if field & 1 else WHOLE
