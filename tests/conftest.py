@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ settings.register_profile("podlane", deadline=None, derandomize=IN_CI)
 settings.load_profile("podlane")
 
 _unexpected_skips: list[str] = []
+
+# A job in the background of a shell ignores SIGINT, and so would all that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
