@@ -192,6 +192,9 @@ class Cluster:
         ns = f"pt{self.suffix}-{name}"
         netns.create(Path("/run/netns") / ns)
         self.namespaces.append(ns)
+        # A forwarded packet's neighbour is asked for from the link-local address, and while that is
+        # tentative (up to two seconds) nothing is asked.
+        sh(f"ip netns exec {ns} sysctl -qw net.ipv6.conf.default.accept_dad=0")
         sh(f"ip -n {ns} link set lo up")
         return ns
 
