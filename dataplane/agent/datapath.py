@@ -13,20 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from dataplane.agent import node, pins, uplinks
+from dataplane.agent import derive, node, pins, uplinks
 from dataplane.agent.config import Config
-from dataplane.agent.facts import (
-    GATEWAY_MAC,
-    GATEWAYS,
-    MASQUERADE_PORTS,
-    OVERLAY_MAC,
-    OVERLAY_PORT,
-    OVERLAY_VNI,
-    Facts,
-    Uplink,
-)
+from dataplane.agent.facts import Facts, Uplink
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
 from dataplane.agent.releases import Releases
@@ -42,18 +32,15 @@ from dataplane.kernel.hooks import Hooks
 from dataplane.kernel.loader import Datapath, load
 from dataplane.kernel.maps import Writer
 from dataplane.kernel.netlink import Links, NetlinkError
-from dataplane.kernel.source import find_sources
-from dataplane.model.constants import NameKind, NodeFlag
+from dataplane.kernel.source import bundle_path
+from dataplane.model.constants import NameKind
 from dataplane.model.errors import BadEnvironment, TableFull
-from dataplane.model.net import Family, IPAddress
+from dataplane.model.net import Family
 from dataplane.model.objects import Batch, Kind, Node, Problem
-from dataplane.model.rows import NameKey, NameRow, NodeRow, PeerRow, Table, UplinkRow
+from dataplane.model.rows import NameKey, NameRow, NodeRow, PeerRow, Table
 
 NODE = {family: Table("node", family) for family in Family}
 UPLINKS = {family: Table("uplinks", family) for family in Family}
-NOTHING: dict[Family, IPAddress] = {
-    family: type(gateway)(0) for family, gateway in GATEWAYS.items()
-}
 SERVICE_TABLES = (
     tables_of.SERVICES,
     tables_of.SLOTS,
@@ -226,44 +213,18 @@ class NodeDatapath:
     # -- rows ----------------------------------------------------------------------
 
     def _put_node(self) -> None:
-        facts = self._facts
-        flags = NodeFlag.VXLAN if facts.overlay_index else NodeFlag(0)
-        if self._config.masquerade_all:
-            flags |= NodeFlag.MASQUERADE_ALL
-        low, high = MASQUERADE_PORTS
         for family, table in NODE.items():
             before = self._tables.get(table, 0)
             # The seed stays: the other half of a flow is found again by it.
             seed = before.hash_seed if isinstance(before, NodeRow) else 0
-            row = NodeRow(
-                router=facts.routers.get(family, NOTHING[family]),
-                gateway=GATEWAYS[family],
-                flags=int(flags),
-                overlay_ifindex=facts.overlay_index,
-                vni=OVERLAY_VNI,
-                hash_seed=seed or secrets.randbits(32) | 1,
-                masquerade_min=low,
-                masquerade_max=high,
-                vxlan_port=OVERLAY_PORT,
-                pod_mtu=facts.pod_mtu,
-                overlay_mac=OVERLAY_MAC,
-                gateway_mac=GATEWAY_MAC,
-                # Half of the table, in flows of two entries each.
-                flows_per_pod=self._config.map_sizes["flows"] // 4,
-            )
-            self._tables.put(table, {0: row})
+            seed = seed or secrets.randbits(32) | 1
+            self._tables.put(table, {0: derive.node_row(self._config, self._facts, family, seed)})
         self._put_uplinks()
 
     def _put_uplinks(self) -> None:
         refused: list[TableFull] = []
         for family, table in UPLINKS.items():
-            rows: dict[Key, Row] = {
-                uplink.index: UplinkRow(
-                    uplink.addresses.get(family, NOTHING[family]), uplink.mtu, uplink.mac
-                )
-                for uplink in self._facts.uplinks
-            }
-            refused += self._tables.settle(table, rows)
+            refused += self._tables.settle(table, derive.uplink_rows(self._facts, family))
         self._uplink_problems = tuple(map(_no_room, refused))
 
     def _put_routes(self) -> None:
@@ -316,37 +277,19 @@ class NodeDatapath:
         return tuple(refused)
 
     def _route_facts(self) -> RouteFacts:
-        config, facts = self._config, self._facts
-        cluster = config.cluster_cidrs or tuple(
-            sorted(
-                {cidr for one in self._nodes.values() for cidr in one.pod_cidrs}
-                | set(facts.pod_cidrs),
-                key=lambda cidr: (cidr.version, cidr.network_address, cidr.prefixlen),
-            )
-        )
-        return RouteFacts(
-            node=facts.name,
-            vxlan=bool(facts.overlay_index),
-            addresses=node.own_addresses(self._links, facts),
-            pod_cidrs=facts.pod_cidrs,
-            cluster_cidrs=cluster,
-            service_cidrs=config.service_cidrs,
-            non_masquerade_cidrs=config.non_masquerade_cidrs,
-            uplinks=frozenset(uplink.index for uplink in facts.uplinks),
-            kernel=node.others_routes(self._links),
+        return derive.route_facts(
+            self._config,
+            self._facts,
+            self._nodes.values(),
+            node.own_addresses(self._links, self._facts),
+            node.others_routes(self._links),
         )
 
     # -- settings of core ------------------------------------------------------------
 
     def _settings(self, own: Node | None) -> Settings:
-        return Settings(
-            node=self._facts.name,
-            families=tuple(self._facts.routers),
-            addresses=node.own_addresses(self._links, self._facts),
-            zone=own.zone if own else "",
-            node_port_ranges=self._config.node_port_addresses,
-            service_cidrs=self._config.service_cidrs,
-        )
+        addresses = node.own_addresses(self._links, self._facts)
+        return derive.settings(self._config, self._facts, own, addresses)
 
     def _limits(self) -> Limits:
         size = self._tables.size
@@ -360,12 +303,3 @@ class NodeDatapath:
 
 def _no_room(full: TableFull) -> Problem:
     return Problem(full.what, "mapSizes", f"{full.why}; {full.next_step}")
-
-
-SHIPPED_BUNDLE = Path("/usr/share/podlane/podlane.bundle")
-
-
-def bundle_path() -> Path:
-    """Where the compiled programs are: beside the sources, or where an image has them."""
-    sources = find_sources()
-    return sources.parent / "build" / "podlane.bundle" if sources else SHIPPED_BUNDLE

@@ -18,6 +18,7 @@ from dataplane.model.errors import CompileError
 
 MAIN = "datapath.c"
 SHIM = "shim"
+SHIPPED_BUNDLE = Path("/usr/share/podlane/podlane.bundle")
 
 _OWN_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 _PROGRAM = re.compile(r"^int\s+(\w+)\s*\(\s*struct\s+(\w+)\s*\*", re.M)
@@ -33,6 +34,12 @@ def find_sources() -> Path | None:
     """The folder bpf/ beside the package; None where only the bundle is shipped."""
     folder = Path(dataplane.__file__).resolve().parents[1] / "bpf"
     return folder if (folder / "abi.h").exists() else None
+
+
+def bundle_path() -> Path:
+    """Where the compiled programs are: beside the sources, or where an image has them."""
+    sources = find_sources()
+    return sources.parent / "build" / "podlane.bundle" if sources else SHIPPED_BUNDLE
 
 
 def digest(folder: Path) -> str:

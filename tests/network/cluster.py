@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataplane.agent.datapath import bundle_path
 from dataplane.cni.client import request
 from dataplane.kernel import netns
 from dataplane.kernel.compiler import compile_bundle
+from dataplane.kernel.source import bundle_path
 
 PODLANE = str(Path(sys.executable).parent / "podlane")
 SIZES = {"flows": 4096, "services": 256, "slots": 4096, "backends": 1024, "backend_counters": 1024}
