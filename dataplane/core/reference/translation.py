@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the source of a Service's flow is hidden, and the packet as it goes on.
+
+Must not choose backends. Source: Kubernetes pkg/proxy/iptables/proxier.go (KUBE-MARK-MASQ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataplane.core.reference.frontends import Door, Frontend
+from dataplane.core.reference.places import hides_pods, is_world
+from dataplane.core.reference.values import Entry, FlowQuestion, Place, Rewritten, World
+from dataplane.model.net import Family, IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Hiding:
+    """masquerade: what the rules say of the flow; hidden: the backends that don't see its source."""
+
+    masquerade: bool
+    hidden: frozenset[Place]
+
+
+def hiding_of(
+    world: World, flow: FlowQuestion, frontend: Frontend, backends: frozenset[Place]
+) -> Hiding:
+    """Towards which of its backends a flow is hidden behind an address of this node."""
+    if asks_to_hide(world, flow, frontend):
+        # The node's own stack needs no help to answer: its replies pass us on their way out.
+        hidden = frozenset(b for b in backends if b[0] not in world.own())
+        if flow.entry is Entry.NODE:
+            hidden = backends  # its own address is one of this node, whoever it asks
+        return Hiding(bool(hidden), hidden)
+    # A pod that reaches itself would see its own address as the client's.
+    itself = frozenset(b for b in backends if b[0] == flow.source)
+    return Hiding(bool(backends) and itself == backends, itself)
+
+
+def asks_to_hide(world: World, flow: FlowQuestion, frontend: Frontend) -> bool:
+    """The rules, whichever backend it becomes."""
+    if frontend.door is Door.HOST_PORT:
+        return False
+    if frontend.door is Door.CLUSTER_IP:
+        inside = flow.entry is Entry.POD or any(flow.source in r for r in world.cluster_cidrs)
+        return world.masquerade_all or not inside
+    if frontend.service.external_local:
+        return flow.entry is Entry.NODE
+    return True
+
+
+def packet_to(world: World, flow: FlowQuestion, backend: Place, is_hidden: bool) -> Rewritten:
+    """The packet that reaches a backend."""
+    address, port = backend
+    # beside the Service translation, pods are hidden from the world
+    to_world = flow.entry is Entry.POD and hides_pods(world, address)
+    if not is_hidden and not to_world:
+        return Rewritten(flow.source, flow.source_port, address, port)
+    return Rewritten(hidden_behind(world, address), None, address, port)
+
+
+def hidden_behind(world: World, destination: IPAddress) -> IPAddress:
+    """The address that a destination sees: of the uplink in the world, of the router elsewhere."""
+    family = Family(destination.version)
+    primary = world.primary(family)
+    if primary is not None and is_world(world, destination):
+        return primary
+    return world.routers.get(family) or primary or destination
