@@ -19,8 +19,9 @@
  * fields kept in reserve (zero[], version) cannot carry. */
 #define ABI_VERSION 1
 
-/* Version of struct flow's meaning, within one ABI. */
-#define FLOW_VERSION 1
+/* Versions of struct flow's and struct affinity's meaning, within one ABI. */
+#define FLOW_VERSION	 1
+#define AFFINITY_VERSION 1
 
 /*
  * How long a flow may be silent, in seconds. The programs use them to tell a
@@ -124,6 +125,8 @@ enum backend_flag {
 	BACKEND_SERVING = 2, /* it serves: UDP flows may stay */
 	BACKEND_SELECTABLE = 4, /* new flows may choose it */
 	BACKEND_LOCAL = 8, /* it is a pod of this node */
+	BACKEND_IN_CLUSTER = 16, /* it is in the set for the Cluster policy */
+	BACKEND_IN_LOCAL = 32, /* it is in the set for the Local policy */
 };
 
 enum route_kind {
@@ -268,6 +271,20 @@ struct backend {
 	__u8 protocol;
 	__u8 flags; /* enum backend_flag; 0: gone */
 	__u32 zero[(ADDR_WORDS + 4) / 4]; /* to a multiple of 8: one word (IPv4) or two */
+};
+
+/* ---- session affinity: one memory a client and Service port, over all of its addresses ---- */
+struct affinity_key {
+	struct addr client;
+	__u32 service_id;
+};
+
+struct affinity {
+	__u64 generation; /* of the backend when it was chosen */
+	__u64 last_used; /* ns, CLOCK_MONOTONIC; the client's last new flow */
+	__u32 backend_id;
+	__u8 version; /* AFFINITY_VERSION */
+	__u8 zero[11];
 };
 
 /* ---- flows ---- */

@@ -232,14 +232,13 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		if (!svc)
 			return -DROP_NO_SERVICE;
 		f->service_id = id;
-		err = service_select_backend(p, svc,
-					     service_uses_local(svc, fe, hook == HOOK_FROM_UPLINK),
-					     n->hash_seed, &id);
+		draft->recall.who.client = f->client;
+		draft->recall.who.service_id = id;
+		err = service_select_backend(
+			&draft->recall, svc, service_uses_local(svc, fe, hook == HOOK_FROM_UPLINK),
+			draft->revive == REVIVE_ONLY, &p->tuple, n->hash_seed, &id, &b);
 		if (err)
 			return err;
-		b = backends.lookup(&id);
-		if (!b || !b->flags)
-			return -DROP_BACKEND_SET;
 		f->backend_id = id;
 		f->generation = b->generation;
 		f->backend = b->address;

@@ -44,6 +44,9 @@ SHARED_MAP("array", __u32, struct slot, slots, 1024, 0);
 /* By backend id. Agent writes; read on every packet of a Service flow for its generation. */
 FAMILY_MAP("array", __u32, struct backend, backends, 1024, 0);
 
+/* Programs write, only for Services with session affinity; the kernel evicts who came longest ago. */
+FAMILY_MAP("lru_hash", struct affinity_key, struct affinity, affinity, 1024, 0);
+
 /* Programs write both halves of a flow; the agent's sweep deletes both; the kernel may evict either. */
 FAMILY_MAP("lru_hash", struct flow_key, struct flow, flows, 1024, 0);
 

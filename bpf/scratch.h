@@ -58,6 +58,12 @@ struct answer_budget {
 	__u32 zero;
 };
 
+/* Who asks a Service with session affinity, and room to remember it by. */
+struct recall {
+	struct affinity_key who;
+	struct affinity memory;
+};
+
 /* A flow while it is made, and how its source port is to be chosen. */
 struct flow_draft {
 	struct flow flow;
@@ -66,6 +72,7 @@ struct flow_draft {
 	__u8 plain; /* no Service */
 	__u8 zero;
 	__be16 port[2]; /* source ports that were found; 0: none */
+	struct recall recall;
 };
 
 /* Sums alike for both families: RFC 793 3.1 and RFC 8200 8.1, in 32-bit words. */

@@ -2,12 +2,13 @@
 /*
  * Services: from a packet's destination to one backend.
  *
- * frontend -> service -> backend set (one u64, read once) -> slot -> backend.
+ * frontend -> service -> [the client's memory, with affinity] -> backend
+ *                     -> backend set (one u64, read once) -> slot -> backend
  */
 #ifndef PODLANE_SERVICE_H
 #define PODLANE_SERVICE_H
 
-#include "conntrack.h"
+#include "affinity.h"
 
 static __always_inline __u32 flow_hash(const struct flow_key *key, __u32 seed)
 {
@@ -58,13 +59,21 @@ static __always_inline bool service_uses_local(const struct service *svc, const 
 	return outside && svc->flags & SERVICE_EXTERNAL_LOCAL;
 }
 
-/* Chooses a backend for a new flow; the same tuple chooses the same while the set is the same. */
-static __always_inline int service_select_backend(const struct packet *p, const struct service *svc,
-						  bool local, __u32 seed, __u32 *backend_id)
+/*
+ * Chooses a backend for a new flow of recall->who; without affinity the same
+ * tuple chooses the same while the set is the same. 0: *backend is it and
+ * *backend_id its id. mid_flow: the flow is not new, its record was lost.
+ */
+static __always_inline int service_select_backend(struct recall *recall, const struct service *svc,
+						  bool local, bool mid_flow,
+						  const struct flow_key *tuple, __u32 seed,
+						  __u32 *backend_id, struct backend **backend)
 {
 	__u64 set = local ? *(volatile __u64 *)&svc->local : *(volatile __u64 *)&svc->cluster;
 	__u32 count = set >> SET_EPOCH_BITS & ((1U << SET_COUNT_BITS) - 1);
 	__u32 base = set >> (SET_EPOCH_BITS + SET_COUNT_BITS);
+	bool has_affinity = svc->flags & SERVICE_AFFINITY;
+	__u32 known = 0;
 	struct slot *slot;
 	__u32 index;
 
@@ -75,11 +84,21 @@ static __always_inline int service_select_backend(const struct packet *p, const 
 			return -DROP_NO_LOCAL_BACKEND;
 		return -DROP_NO_BACKEND;
 	}
-	index = base + (__u32)((__u64)flow_hash(&p->tuple, seed) * count >> 32);
-	slot = slots.lookup(&index);
-	if (!slot || slot->epoch != (set & ((1U << SET_EPOCH_BITS) - 1)))
+	if (has_affinity)
+		known = affinity_find(&recall->who, svc, local, mid_flow);
+	*backend_id = known;
+	if (!known) {
+		index = base + (__u32)((__u64)flow_hash(tuple, seed) * count >> 32);
+		slot = slots.lookup(&index);
+		if (!slot || slot->epoch != (set & ((1U << SET_EPOCH_BITS) - 1)))
+			return -DROP_BACKEND_SET;
+		*backend_id = slot->backend_id;
+	}
+	*backend = backends.lookup(backend_id);
+	if (!*backend || !(*backend)->flags)
 		return -DROP_BACKEND_SET;
-	*backend_id = slot->backend_id;
+	if (has_affinity && !known && !mid_flow)
+		affinity_keep(recall, *backend_id, *backend);
 	return 0;
 }
 

@@ -39,6 +39,8 @@ _ROWS: Mapping[str, type] = {
     "backend": rows.BackendRow,
     "name_key": rows.NameKey,
     "name": rows.NameRow,
+    "affinity_key": flow.AffinityKey,
+    "affinity": flow.Affinity,
     "flow_key": flow.FlowKey,
     "flow": flow.Flow,
     "counter": flow.Counter,

@@ -42,6 +42,7 @@ DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
         "backend_counters": 131072,
         "names": 65536,
         "flows": 262144,
+        "affinity": 65536,
         "fragments": 4096,
         "endpoint_flows": 1024,
     }

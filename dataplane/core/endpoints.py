@@ -20,6 +20,8 @@ LISTED = int(BackendFlag.LISTED)
 SERVING = int(BackendFlag.SERVING)
 SELECTABLE = int(BackendFlag.SELECTABLE)
 LOCAL = int(BackendFlag.LOCAL)
+IN_CLUSTER = int(BackendFlag.IN_CLUSTER)
+IN_LOCAL = int(BackendFlag.IN_LOCAL)
 
 Place = int
 """An address and port of one family in one number: address << 16 | port."""
@@ -73,14 +75,16 @@ def select(
     if wants_local:
         here = [(place, e) for place, (e, _) in found.items() if e.node_name == node]
         local = _usable(here, node, zone, topology=False)
-    chosen = {*cluster, *local}
+    in_cluster, in_local = set(cluster), set(local)
     listed: dict[Place, tuple[IPAddress, int, int]] = {}
     for place, (endpoint, number) in found.items():
         flags = LISTED
         if endpoint.serving or endpoint.ready:
             flags |= SERVING
-        if place in chosen:
-            flags |= SELECTABLE
+        if place in in_cluster:
+            flags |= SELECTABLE | IN_CLUSTER
+        if place in in_local:
+            flags |= SELECTABLE | IN_LOCAL
         if endpoint.node_name == node:
             flags |= LOCAL
         listed[place] = endpoint.address, number, flags

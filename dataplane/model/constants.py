@@ -37,6 +37,8 @@ class BackendFlag(enum.IntFlag):
     SERVING = 2
     SELECTABLE = 4
     LOCAL = 8
+    IN_CLUSTER = 16
+    IN_LOCAL = 32
 
 
 class RouteKind(enum.IntEnum):

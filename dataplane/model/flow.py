@@ -54,6 +54,24 @@ class Flow:
     checked: int = 0
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class AffinityKey:
+    """struct affinity_key: a client of one Service port."""
+
+    client: IPAddress
+    service_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """struct affinity: where that client's new flows go; last_used is that of its last one."""
+
+    generation: int
+    last_used: int
+    backend_id: int
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class Counter:
     """struct counter."""

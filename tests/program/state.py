@@ -163,7 +163,11 @@ class Tables:
     def put_backend(
         self, service: world.Service, backend: world.Backend, flags: int, **fields: int
     ) -> None:
-        local = int(BackendFlag.LOCAL) if self.has(backend.pod) and flags else 0
+        local = self.has(backend.pod) and flags
+        if local:
+            flags |= BackendFlag.LOCAL
+        if flags & BackendFlag.SELECTABLE:
+            flags |= BackendFlag.IN_CLUSTER | (BackendFlag.IN_LOCAL if local else 0)
         self.put(
             "backends",
             backend.id,
@@ -173,7 +177,7 @@ class Tables:
                 service.id,
                 backend.port,
                 service.protocol,
-                flags | local,
+                int(flags),
             ),
         )
 
@@ -189,7 +193,8 @@ class Tables:
             int(rows.BackendSet(start, len(some), world.EPOCH))
             for start, some in ((base, backends), (base + half, local))
         )
-        self.put("services", service.id, rows.ServiceRow(all_, here, int(service.flags)))
+        row = rows.ServiceRow(all_, here, int(service.flags), service.affinity_seconds)
+        self.put("services", service.id, row)
 
     def flag(self, service: world.Service, flags: ServiceFlag) -> None:
         self.change("services", service.id, flags=int(flags))
@@ -212,11 +217,13 @@ class Tables:
         assert self.delete("flows", key), f"no flow {key} among {list(self.flows())}"
 
     def later(self, seconds: float) -> None:
-        """Let time pass for all flows: what the programs have written happened earlier."""
+        """Let time pass: what the programs have written of flows and clients happened earlier."""
         nanoseconds = int(seconds * 1e9)
         for key, flow in self.flows().items():
             seen, checked = flow.last_seen - nanoseconds, flow.checked - (nanoseconds >> 20)
             self.put("flows", key, replace(flow, last_seen=seen, checked=checked & 0xFFFFFFFF))
+        for key, memory in self.items("affinity").items():
+            self.put("affinity", key, replace(memory, last_used=memory.last_used - nanoseconds))
 
     def flows(self, family: Family | None = None) -> dict[Any, Flow]:
         return self.items("flows", family)

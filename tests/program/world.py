@@ -139,6 +139,7 @@ class Service:
     frontends: tuple[tuple[str, int, FrontendKind], ...]
     backends: tuple[Backend, ...] = ()
     flags: ServiceFlag = field(default=ServiceFlag(0))
+    affinity_seconds: int = 0
 
 
 def _cluster(name: str, port: int) -> tuple[str, int, FrontendKind]:

@@ -222,8 +222,10 @@ def _backends(
         state = BackendFlag.LISTED
         if best(place).serving or best(place).ready:
             state |= BackendFlag.SERVING
-        if place in cluster or place in local:
-            state |= BackendFlag.SELECTABLE
+        if place in cluster:
+            state |= BackendFlag.SELECTABLE | BackendFlag.IN_CLUSTER
+        if place in local:
+            state |= BackendFlag.SELECTABLE | BackendFlag.IN_LOCAL
         if is_local(place):
             state |= BackendFlag.LOCAL
         meaning.backends[name, *place] = int(state)
