@@ -6,7 +6,7 @@ and validate on the way; core turns them into tables. Must not know files, API
 servers, maps or defaults of the API server (sources apply those).
 
 Source of the semantics: Kubernetes API reference, core/v1 Service, Pod, Node and
-discovery.k8s.io/v1 EndpointSlice.
+discovery.k8s.io/v1 EndpointSlice, networking.k8s.io/v1 ServiceCIDR.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Kind(enum.Enum):
     SLICE = "EndpointSlice"
     NODE = "Node"
     POD = "Pod"
+    SERVICE_CIDR = "ServiceCIDR"
 
 
 class ServiceType(enum.Enum):
@@ -44,7 +45,7 @@ class ServiceType(enum.Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectKey:
-    """Identity of an object within its kind; namespace is empty for a Node."""
+    """Identity of an object within its kind; namespace is empty for what belongs to none."""
 
     kind_name: str
     namespace: str
@@ -193,7 +194,19 @@ class Pod:
         return ObjectKey(Kind.POD.value, self.namespace, self.name)
 
 
-Object = Service | EndpointSlice | Node | Pod
+@dataclass(frozen=True, slots=True)
+class ServiceCIDR:
+    """Ranges that the API server gives ClusterIPs from, at most one a family."""
+
+    name: str
+    cidrs: tuple[IPNetwork, ...] = ()
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey(Kind.SERVICE_CIDR.value, "", self.name)
+
+
+Object = Service | EndpointSlice | Node | Pod | ServiceCIDR
 
 
 @dataclass(frozen=True, slots=True, order=True)

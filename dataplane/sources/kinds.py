@@ -23,6 +23,7 @@ from dataplane.model.objects import (
     Node,
     ObjectKey,
     Pod,
+    ServiceCIDR,
     SliceEndpoint,
     SlicePort,
 )
@@ -196,6 +197,10 @@ def read_node(obj: Fields, meta: Meta, faults: Faults) -> Node:
         deleting=meta.deleting
         or _DELETED_BY_AUTOSCALER in parts(spec.values("taints"), faults, taint),
     )
+
+
+def read_service_cidr(obj: Fields, meta: Meta, faults: Faults) -> ServiceCIDR:
+    return ServiceCIDR(meta.key.name, parts(obj.fields("spec").values("cidrs"), faults, network_at))
 
 
 def read_pod(obj: Fields, meta: Meta, faults: Faults) -> Pod:

@@ -25,6 +25,7 @@ from dataplane.model.objects import (
     Pod,
     Problem,
     Service,
+    ServiceCIDR,
     ServiceType,
 )
 from dataplane.sources.documents import decode, folder_files, read_text
@@ -49,6 +50,7 @@ class Manifests:
     slices: tuple[EndpointSlice, ...] = ()
     nodes: tuple[Node, ...] = ()
     pods: tuple[Pod, ...] = ()
+    service_cidrs: tuple[ServiceCIDR, ...] = ()
     workloads: tuple[Workload, ...] = ()
     namespaces: tuple[str, ...] = ()
     owners: Mapping[ObjectKey, ObjectKey] = field(default_factory=dict)
@@ -106,6 +108,7 @@ def merge(parsed: Iterable[Parsed]) -> Manifests:
         slices=tuple(v for v in values if isinstance(v, EndpointSlice)),
         nodes=tuple(v for v in values if isinstance(v, Node)),
         pods=tuple(v for v in values if isinstance(v, Pod)),
+        service_cidrs=tuple(v for v in values if isinstance(v, ServiceCIDR)),
         workloads=tuple(v for v in values if isinstance(v, Workload)),
         namespaces=tuple(v.name for v in values if isinstance(v, ObjectKey)),
         owners=MappingProxyType(
@@ -144,7 +147,7 @@ def difference(
 def objects(manifests: Manifests) -> tuple[dict[ObjectKey, Object], tuple[Problem, ...]]:
     """All that an agent is told, slices made from Pods included, and all problems."""
     problems = list(manifests.problems)
-    found: list[Object] = [*manifests.nodes]
+    found: list[Object] = [*manifests.nodes, *manifests.service_cidrs]
     with_slices = {(s.namespace, s.service) for s in manifests.slices}
     taken = {(s.namespace, s.name) for s in manifests.slices}
     zones = {node.name: node.zone for node in manifests.nodes if node.zone}

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dataplane.model.objects import EndpointSlice, Node, ObjectKey, Pod, Problem
+from dataplane.model.objects import EndpointSlice, Node, ObjectKey, Pod, Problem, ServiceCIDR
 from dataplane.sources.documents import Document, parse
 from dataplane.sources.fields import Fault, Fields, Path, show_path
 from dataplane.sources.kinds import (
@@ -21,12 +21,13 @@ from dataplane.sources.kinds import (
     read_meta,
     read_node,
     read_pod,
+    read_service_cidr,
     read_slice,
     read_workload,
 )
 from dataplane.sources.services import ServiceManifest, read_service
 
-Value = ServiceManifest | EndpointSlice | Node | Pod | Workload | ObjectKey
+Value = ServiceManifest | EndpointSlice | Node | Pod | ServiceCIDR | Workload | ObjectKey
 
 _DEEPEST_LIST = 4
 _WORKLOADS = {
@@ -41,10 +42,11 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Fields, Meta, Faults], Valu
     "EndpointSlice": (("discovery.k8s.io",), read_slice),
     "Node": (("",), read_node),
     "Pod": (("",), read_pod),
+    "ServiceCIDR": (("networking.k8s.io",), read_service_cidr),
     "Namespace": (("",), lambda obj, meta, faults: meta.key),
     **{kind: (groups, read_workload) for kind, groups in _WORKLOADS.items()},
 }
-_CLUSTER_WIDE = ("Node", "Namespace")
+_CLUSTER_WIDE = ("Node", "Namespace", "ServiceCIDR")
 
 
 @dataclass(frozen=True, slots=True)
