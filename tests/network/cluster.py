@@ -88,7 +88,8 @@ class AgentNode:
         if wait:
             self.wait_ready()
 
-    def wait_ready(self, seconds: float = 60) -> None:
+    def wait_ready(self, seconds: float = 300) -> None:
+        """Wait until the agent says ready: an emulated CPU takes a minute to verify programs."""
         assert self.process is not None
         until = time.monotonic() + seconds
         while time.monotonic() < until:
