@@ -27,7 +27,8 @@ from tests.program.fuzz.sight import (
     look,
     transport_remainder,
 )  # fmt: skip
-from tests.program.fuzz.stage import ABI, Case, Seen
+from tests.program.fuzz.stage import Case
+from tests.program.quick import ABI, Seen
 
 _DROP = ABI.enum("drop")
 _HOPS, _BIG = (int(_DROP[f"DROP_{name}"]) for name in ("HOP_LIMIT", "TOO_BIG"))

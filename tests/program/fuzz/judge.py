@@ -38,7 +38,8 @@ from tests.program.fuzz.sight import (
     transport_remainder,
     tuple_of,
 )  # fmt: skip
-from tests.program.fuzz.stage import ABI, Case, Seen
+from tests.program.fuzz.stage import Case
+from tests.program.quick import ABI, Seen
 from tests.program.result import TC_REDIRECT, TC_VERDICTS
 
 PASS, DROP, POD, TUNNEL, NATIVE, WORLD, ANSWER = range(1, 8)

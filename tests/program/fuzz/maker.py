@@ -31,7 +31,8 @@ from tests.program.fuzz.sight import (
     is_echo,
     look,
 )  # fmt: skip
-from tests.program.fuzz.stage import MOST, Case, Seen
+from tests.program.fuzz.stage import Case
+from tests.program.quick import MOST, Seen
 
 _PASS, _POD, _TUNNEL, _WORLD = 1, 3, 4, 6
 _WAITING = 64  # packets that follow from others

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from tests.program.fuzz.judge import HOOKS, Judge, name_of
 from tests.program.fuzz.maker import Maker
 from tests.program.fuzz.shapes import Shapes
-from tests.program.fuzz.stage import Case, Count, Seen, Stage
+from tests.program.fuzz.stage import Case, Count, Stage
+from tests.program.quick import Seen
 
 ROUND = 20_000
 Packet = tuple[Case, bytes]
