@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "install": "put the CNI plugin in place",
     "uninstall": "take all that podlane put on a node away",
     "lab": "a cluster from plain manifests on this machine",
+    "explain": "what the programs do with a packet, and why",
     "services": "Services and what they have carried",
     "backends": "backends of Services and what they have carried",
     "endpoints": "pods of this node and what they have carried",

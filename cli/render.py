@@ -112,6 +112,15 @@ def _for_pipe(columns: Sequence[Column], cells: Sequence[Sequence[str]], out: Te
         out.write("  ".join(padded).rstrip() + "\n")
 
 
+def numbered(facts: Mapping[str, str], steps: Sequence[str], out: TextIO) -> None:
+    """Facts by name, then steps by number, indented below a headline of the caller's."""
+    width = max(map(len, facts), default=0)
+    for name, text in facts.items():
+        out.write(f"  {name.ljust(width)}  {text}\n")
+    for number, step in enumerate(steps, start=1):
+        out.write(f"  {number:2}. {step}\n")
+
+
 def as_data(value: Any) -> Any:
     """Rows as JSON's own types: addresses and MACs as text, field names in camelCase."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -20,7 +20,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -112,8 +112,30 @@ def load(bundle_: Bundle | Path, bpffs: Path, sizes: Mapping[str, int] | None = 
             for spec in content.maps:
                 _open_map(spec, sizes.get(spec.name, spec.max_entries), root, datapath, pins)
             if pins or not _reopen_programs(content, root, datapath):
-                _load_programs(content, root, datapath, pins)
+                datapath.programs.update(_load_programs(content.programs, datapath.maps))
+                datapath.loaded = True
+                pins.update((root / "prog" / n, fd) for n, fd in datapath.programs.items())
                 _pin(pins, root, content)
+        undo.pop_all()
+    return datapath
+
+
+def load_unpinned(content: Bundle, sizes: Mapping[str, int], programs: Collection[str]) -> Datapath:
+    """Maps without pins and the programs of these names: a copy that ends when it is closed.
+
+    Raises as `load` does.
+    """
+    _check(content, sizes)
+    datapath = Datapath()
+    with ExitStack() as undo:
+        undo.callback(datapath.close)
+        for spec in content.maps:
+            size = sizes.get(spec.name, spec.max_entries)
+            table = Table(spec.name, Family(spec.family) if spec.family else None)
+            datapath.maps[table] = _create_map(spec, size)
+        chosen = [program for program in content.programs if program.name in programs]
+        datapath.programs.update(_load_programs(chosen, datapath.maps))
+        datapath.loaded = True
         undo.pop_all()
     return datapath
 
@@ -238,8 +260,15 @@ def _open_map(
         return
     if old is not None:
         datapath._moves.append(_Move(spec, old, -1))
+    datapath.maps[table] = pins[path] = new = _create_map(spec, size)
+    if old is not None:
+        datapath._moves[-1] = _Move(spec, old, new)
+        _copy(datapath._moves[-1], size)
+
+
+def _create_map(spec: MapSpec, size: int) -> int:
     try:
-        new = bpf.map_create(spec.pin, spec.type, spec.key_size, spec.value_size, size, spec.flags)
+        return bpf.map_create(spec.pin, spec.type, spec.key_size, spec.value_size, size, spec.flags)
     except BpfError as error:
         step = {
             errno.EPERM: "run it as root",
@@ -247,10 +276,6 @@ def _open_map(
             errno.ENOMEM: f"lower mapSizes.{spec.name}, or raise the memory limit",
         }.get(error.errno or 0, "")
         raise BadEnvironment(f"map {spec.pin} of {size} entries", str(error), step) from error
-    datapath.maps[table] = pins[path] = new
-    if old is not None:
-        datapath._moves[-1] = _Move(spec, old, new)
-        _copy(datapath._moves[-1], size)
 
 
 def _reopen(spec: MapSpec, path: Path, root: Path) -> int | None:
@@ -340,22 +365,25 @@ def _reopen_programs(content: Bundle, root: Path, datapath: Datapath) -> bool:
     return True
 
 
-def _load_programs(content: Bundle, root: Path, datapath: Datapath, pins: dict[Path, int]) -> None:
-    fds = {table.pin: fd for table, fd in datapath.maps.items()}
+def _load_programs(programs: Iterable[Program], maps: Mapping[Table, int]) -> dict[str, int]:
+    """All of them by name, or none."""
+    fds = {table.pin: fd for table, fd in maps.items()}
+    loaded: dict[str, int] = {}
     failed: list[BaseException] = []
     # Verifying is most of the time, runs in the kernel, and takes a CPU a program.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        jobs = [(p, threads.submit(_load_program, p, fds)) for p in content.programs]
-        for program, job in jobs:
+        jobs = [(p.name, threads.submit(_load_program, p, fds)) for p in programs]
+        for name, job in jobs:
             error = job.exception()
-            if error is not None:
+            if error is None:
+                loaded[name] = job.result()
+            else:
                 failed.append(error)
-                continue
-            fd = job.result()
-            datapath.programs[program.name] = pins[root / "prog" / program.name] = fd
     if failed:
+        for fd in loaded.values():
+            os.close(fd)
         raise failed[0]
-    datapath.loaded = True
+    return loaded
 
 
 def _load_program(program: Program, fds: Mapping[str, int]) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces: make one, remove one, run a function inside one.
+"""Network namespaces: make one, remove one, run a function inside one or a new one.
 
 A function runs inside by setns(2) in a thread of its own that ends with it, so that no
 other code of this process is ever in the wrong namespace. A socket opened there stays
@@ -82,6 +82,32 @@ def run_in(netns: Netns, fn: Callable[[], T]) -> T:
             raise BadEnvironment(f"network namespace {netns}", why) from failure
         finally:
             os.close(fd)
+        return fn()
+
+    return _in_thread(inside)
+
+
+def leave() -> None:
+    """This thread into a new, empty network namespace; for good, so the thread is to end.
+
+    Raises:
+        BadEnvironment: the kernel refuses.
+    """
+    try:
+        _call("unshare", _CLONE_NEWNET)
+    except OSError as failure:
+        raise BadEnvironment("network namespace", str(failure), "run as root") from failure
+
+
+def run_apart(fn: Callable[[], T]) -> T:
+    """Run fn inside a new, empty network namespace that ends with it.
+
+    Raises:
+        BadEnvironment: the kernel refuses.
+    """
+
+    def inside() -> T:
+        leave()
         return fn()
 
     return _in_thread(inside)

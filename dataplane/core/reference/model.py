@@ -81,9 +81,10 @@ class Reference:
             return None
         if is_group(to) or is_link_local_v6(to):
             return self._pass(flow, rules.LINK)
-        if is_group(source) or is_nowhere(source) or is_link_local_v6(source) or (
-            source in local_pods(self.world)
-        ):  # fmt: skip
+        # whoever is asked of as outside, though a slice has its address here, is no pod
+        stolen = source in local_pods(self.world)
+        stolen = stolen and self.world.entry_of(source) is not Entry.OUTSIDE
+        if is_group(source) or is_nowhere(source) or is_link_local_v6(source) or stolen:
             # the host takes its own broken packets itself
             if to in self.world.own():
                 return self._pass(flow, rules.HOST)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podlane explain`: what the real programs do with the first packet of a flow, and why.
+
+    podlane explain --manifests DIR --node NODE [--config FILE] --from IP --to IP:PORT
+    podlane explain --manifests DIR --node NODE [--config FILE] --batch FILE
+
+The answer is the programs' own, from a second copy of the node's maps; the reference
+model's second opinion must agree, or the exit status is 3. Must not touch the node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.render import as_data, numbered
+from dataplane.explain.questions import Question, batch, question
+from dataplane.model.errors import BadInput, Contradiction
+
+if TYPE_CHECKING:
+    from cli.main import Subparsers
+    from dataplane.explain.answers import Explained
+    from dataplane.explain.manifests import Staged
+
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
+    """Registers the command."""
+    line = "what the programs do with a packet, and why"
+    parser = subparsers.add_parser("explain", help=line, description=line)
+    parser.add_argument("--manifests", type=Path, metavar="DIR", required=True)
+    parser.add_argument("--node", required=True, help="the node that is asked")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the node's config")
+    parser.add_argument("--from", dest="source", metavar="IP", help="who sends")
+    parser.add_argument("--to", metavar="IP:PORT", help="IPv6 as [ADDRESS]:PORT")
+    parser.add_argument("--protocol", default="tcp", metavar="|".join(PROTOCOLS))
+    parser.add_argument(
+        "--batch", metavar="FILE", help='one {"from":…,"to":…,"protocol":…} a line; - is stdin'
+    )
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers all; 0, or 3 if programs and reference model disagree somewhere."""
+    asked = _questions(args)
+    staged = _staged(args)
+    for problem in staged.problems:
+        print(f"podlane: not served: {problem}", file=sys.stderr)
+    differ = 0
+    for number, one in enumerate(_answers(staged, asked), start=1):
+        _show(one, args.output, number)
+        for difference in one.differences:
+            print(f"podlane: flow {number}, {one.question}: {difference}", file=sys.stderr)
+        differ += bool(one.differences)
+    if differ:
+        sys.stdout.flush()
+        raise Contradiction(
+            f"{differ} of {len(asked)} flows", "programs and reference model disagree"
+        )
+    return 0
+
+
+def _questions(args: argparse.Namespace) -> list[Question]:
+    if args.batch is None:
+        if args.source is None or args.to is None:
+            raise BadInput("--from and --to", "are missing", "or give --batch FILE")
+        return [question(args.source, args.to, args.protocol)]
+    if args.source is not None or args.to is not None:
+        raise BadInput("--batch", "--from or --to is given too", "give one of the two")
+    if args.batch == "-":
+        return list(batch("<stdin>", sys.stdin))
+    try:
+        with Path(args.batch).open(encoding="utf-8") as file:
+            return list(batch(args.batch, file))
+    except OSError as error:
+        raise BadInput(f"--batch {args.batch}", error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise BadInput(f"--batch {args.batch}", "is not UTF-8 text") from None
+
+
+def _staged(args: argparse.Namespace) -> Staged:
+    from dataplane.explain.manifests import read_scene
+
+    return read_scene(args.manifests, args.node, args.config)
+
+
+def _answers(staged: Staged, asked: list[Question]) -> Iterator[Explained]:
+    from dataplane.explain.answers import explain
+    from dataplane.kernel.compiler import compile_bundle
+    from dataplane.kernel.netns import run_apart
+    from dataplane.kernel.source import bundle_path
+
+    bundle = compile_bundle(bundle_path())
+    return iter(run_apart(lambda: list(explain(bundle, staged.scene, staged.world, asked))))
+
+
+def _show(one: Explained, output: str, number: int) -> None:
+    if output == "json":
+        data = as_data(one.answer)
+        print(json.dumps(data, separators=(",", ":"), ensure_ascii=False))
+        return
+    answer = one.answer
+    if number > 1:
+        print()
+    print(f"{one.question}: {answer.verdict}")
+    facts = {
+        "service": answer.service or "none",
+        "backends": ", ".join(answer.backends) or "none",
+        "masquerade": "yes" if answer.masquerade else "no",
+        "reason": answer.reason,
+    }
+    numbered(facts, answer.steps, sys.stdout)
