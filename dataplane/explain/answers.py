@@ -19,6 +19,7 @@ from dataplane.explain.questions import Question, place
 from dataplane.explain.scene import Needs, Scene
 from dataplane.explain.scratch import Scratch
 from dataplane.kernel.bundle import Bundle
+from dataplane.model.errors import BadInput
 from dataplane.model.objects import Node
 
 
@@ -53,6 +54,10 @@ def explain(
     Args:
         world: for the reference model; None where there are no objects to make one from.
     """  # fmt: skip
+    for question in questions:
+        if scene.is_node(question.source):
+            why = "it starts on the node itself, whose sockets explain does not drive yet"
+            raise BadInput(f"flow {question}", why)
     programs = {program_for(q, scene.in_cluster(q.source)) for q in questions}
     scratch = Scratch(bundle, scene, programs)
     try:

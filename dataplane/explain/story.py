@@ -83,6 +83,7 @@ def _steps(finding: Finding, scene: Scene) -> Iterator[str]:
     elif finding.verdict in (REJECT, DROP):
         yield _refusal(finding)
     else:
+        yield from _hidden_from_world(finding)
         yield from _way(finding.first, scene, finding.question.address)
 
 
@@ -192,6 +193,13 @@ def _unlike(finding: Finding, one: Member) -> Iterator[str]:
         names = ", ".join(place(m.row.address, m.row.port) for m in other[:_LISTED])
         words = "is not hidden" if one.id in hidden else "is hidden behind an address of this node"
         yield f"flows: towards {names} the sender {words}"
+
+
+def _hidden_from_world(finding: Finding) -> Iterator[str]:
+    flow, seen = finding.first.flow, finding.first.seen
+    if flow is not None and seen.source != flow.client:
+        hidden = place(seen.source, seen.source_port)
+        yield f"flows: a pod is hidden from the world behind the node's address: it leaves as {hidden}"
 
 
 def _refusal(finding: Finding) -> str:

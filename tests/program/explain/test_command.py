@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`podlane explain` as users call it: what stands on stdout, on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+from dataplane.model.net import Family
+from tests.program.explain import sets
+from tests.program.explain.sets import NODES, piece, service
+
+GOLDEN = Path(__file__).parent / "golden"
+CLIENT = {"metadata": {"name": "client", "namespace": "shop"}, "spec": {"nodeName": "here"}}
+POD = {"apiVersion": "v1", "kind": "Pod", **CLIENT, "status": {"podIPs": [{"ip": "@a2"}]}}
+OBJECTS = (*NODES, POD, service(), piece("a1", "b1", {**sets.endpoint("stray"), "targetRef":
+           {"kind": "Pod", "namespace": "shop", "name": "web-3"}}))  # fmt: skip
+FLOWS = (
+    ("a2", "web:80", "tcp"),
+    ("outside", "here:30080", "tcp"),
+    ("a1", "b1:8080", "udp"),
+    ("a2", "outside:443", "tcp"),
+)
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """`podlane explain` of OBJECTS in IPv4 on node here; status, stdout, stderr."""
+
+    def run(*words: str, objects: tuple[sets.Object, ...] = OBJECTS) -> tuple[int, str, str]:
+        sets.write(objects, Family.V4, tmp_path)
+        status = main(["explain", "--manifests", str(tmp_path), "--node", "here", *words])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def batch(tmp_path: Path, *more: str) -> Path:
+    lines = [
+        json.dumps({"from": sets.said(f"@{a}", Family.V4), "to": sets.said(f"@{b}", Family.V4),
+                    "protocol": protocol})
+        for a, b, protocol in FLOWS
+    ]  # fmt: skip
+    path = tmp_path / "flows.jsonl"
+    path.write_text("\n".join((*lines, *more)) + "\n")
+    return path
+
+
+def test_the_story_of_each_flow(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("--batch", str(batch(tmp_path)))
+    assert (status, err) == (0, "")
+    assert out == (GOLDEN / "story.txt").read_text()
+
+
+def test_one_compact_object_a_flow_in_order(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("--batch", str(batch(tmp_path)), "-o", "json")
+    lines = out.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert (status, err) == (0, "")
+    assert [one["verdict"] for one in found] == ["forward", "forward", "pass", "pass"]
+    assert found[0]["backends"] == ["10.244.1.10:8080", "10.244.1.200:8080", "10.244.2.10:8080"]
+    assert (found[0]["service"], found[0]["masquerade"]) == ("shop/web:http", False)
+    assert found[1]["masquerade"] is True
+    keys = ["verdict", "backends", "masquerade", "service", "reason", "steps"]
+    assert all(list(one) == keys for one in found)
+    assert all(line == json.dumps(one, separators=(",", ":")) for line, one in zip(lines, found))  # noqa: B905
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--from", "10.0.0.1"), "--from and --to: are missing"),
+        (("--from", "10.0.0.1", "--to", "10.96.0.1"), "--to: '10.96.0.1' has no port"),
+        (("--from", "x", "--to", "10.96.0.1:80"), "--from: 'x' is no IP address"),
+        (("--batch", "/nowhere/flows"), "--batch /nowhere/flows: No such file"),
+        (("--batch", "f", "--to", "10.96.0.1:80"), "give one of the two"),
+        (("--node", "away", "--from", "10.0.0.1", "--to", "10.96.0.1:80"), "--node away: the"),
+        (("--config", "/nowhere", "--from", "10.0.0.1", "--to", "10.96.0.1:80"), "config /nowhere"),
+    ],
+)
+def test_bad_input_is_named(call: Call, words: tuple[str, ...], named: str) -> None:
+    status, out, err = call(*words)
+    assert (status, out) == (2, "")
+    assert named in err
+
+
+def test_a_bad_line_of_a_batch_is_named_before_any_answer(call: Call, tmp_path: Path) -> None:
+    path = batch(tmp_path, '{"from":"10.0.0.1","to":"10.0.0.2:x","protocol":"tcp"}')
+    status, out, err = call("--batch", str(path))
+    assert (status, out) == (2, "")
+    assert f"{path}:{len(FLOWS) + 1}: to: " in err
+
+
+def test_what_is_not_served_is_named_and_the_rest_answered(call: Call) -> None:
+    wrong = service("other", clusterIP="10.96.0.2", ports=[{"name": "http", "port": 0}])
+    words = ("--from", "10.244.1.11", "--to", "10.96.0.1:80", "-o", "json")
+    status, out, err = call(*words, objects=(*OBJECTS, wrong))
+    assert (status, json.loads(out)["verdict"]) == (0, "forward")
+    assert "Service shop/other: spec.ports[0].port" in err
