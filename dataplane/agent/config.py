@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -84,6 +84,7 @@ class Config:
     bpffs_dir: Path = Path("/sys/fs/bpf/podlane")
     cgroup_root: Path = Path("/sys/fs/cgroup")
     metrics_address: str = ""
+    healthz_address: tuple[IPAddress, int] = (IPv4Address("0.0.0.0"), 10256)
     takeover: bool = False
 
 
@@ -208,6 +209,17 @@ def _address(value: object) -> IPAddress:
     return address
 
 
+def _listening(value: object) -> tuple[IPAddress, int]:
+    """An address and port, as in "0.0.0.0:10256" or "[::1]:10256"."""
+    host, _, port = _text(value).rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise ValueError(f"{value!r} is not an address and a port, as in 0.0.0.0:10256")
+    inner = host.removeprefix("[").removesuffix("]")
+    if (":" in inner) != (host == f"[{inner}]"):
+        raise ValueError(f"{value!r}: an IPv6 address stands in brackets, an IPv4 one does not")
+    return ip_address(inner), int(port)
+
+
 def _device(value: object) -> str:
     name = _text(value)
     if not _DEVICE.fullmatch(name) or name in (".", ".."):
@@ -270,5 +282,6 @@ _KEYS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
     "bpffsDir": ("bpffs_dir", _path),
     "cgroupRoot": ("cgroup_root", _path),
     "metricsAddress": ("metrics_address", _text),
+    "healthzAddress": ("healthz_address", _listening),
     "takeover": ("takeover", _bool),
 }

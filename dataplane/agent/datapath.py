@@ -17,6 +17,7 @@ from dataclasses import replace
 from dataplane.agent import derive, node, pins, uplinks
 from dataplane.agent.config import Config
 from dataplane.agent.facts import Facts, Uplink
+from dataplane.agent.health import Vitals
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
 from dataplane.agent.releases import Releases
@@ -80,6 +81,8 @@ class NodeDatapath:
         self._up = False
         adopted = {table: dict(self._tables.items(table)) for table in SERVICE_TABLES}
         self._desired = Desired(self._settings(own), self._limits(), adopted)
+        self.vitals = Vitals(self._desired)
+        self.vitals.own = own
 
     @classmethod
     @contextmanager
@@ -123,8 +126,8 @@ class NodeDatapath:
 
     # -- objects -----------------------------------------------------------------
 
-    def apply(self, batch: Batch) -> tuple[str, ...]:
-        """Take in a batch, write what changed; what is not served, in words."""
+    def apply(self, batch: Batch) -> tuple[Problem, ...]:
+        """Take in a batch, write what changed; what is not served."""
         self._synced |= batch.synced
         self._source_problems = batch.problems if batch.synced else self._source_problems
         for key in batch.deletes:
@@ -143,6 +146,8 @@ class NodeDatapath:
         if plan:
             refused = self._writer.execute(plan)
             log("tables_written", entries=plan.entries)
+        self.vitals.own = self._nodes.get(self._facts.name)
+        self.vitals.written(self._synced, refused)
         problems = {
             *self._source_problems,
             *self._node_problems,
@@ -152,7 +157,7 @@ class NodeDatapath:
             *self._desired.problems(),
         }
         problems.update(map(_no_room, refused))
-        return tuple(str(problem) for problem in sorted(problems))
+        return tuple(problems)
 
     def _publish(self, batch: Batch) -> tuple[Problem, ...]:
         """Take in what pods have on this node's ports; what is not served.

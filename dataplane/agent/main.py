@@ -4,6 +4,7 @@
     objects ─▶ Desired ─▶ Plan ─▶ Writer ─▶ maps
     CNI ─────▶ Pods ──────────────▶ Writer ─▶ maps, veths
     time ────▶ Sweeps ────────────────────▶ flows that are silent for too long
+    load balancers ─▶ HealthServers: what objects and the last write say
 
 Wiring only. SIGTERM ends the process and takes nothing away: programs, maps, devices and
 pods go on without it.
@@ -23,6 +24,7 @@ from pathlib import Path
 from dataplane.agent import install, node, pins
 from dataplane.agent.config import Config
 from dataplane.agent.datapath import NodeDatapath
+from dataplane.agent.health import HealthServers
 from dataplane.agent.log import log
 from dataplane.agent.pods import Pods
 from dataplane.agent.rundir import SOCKET, RunDir
@@ -30,7 +32,7 @@ from dataplane.cni.server import Server
 from dataplane.cni.store import Store
 from dataplane.kernel.netlink import Events, Links, NetlinkError
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
-from dataplane.model.objects import Batch, Node
+from dataplane.model.objects import Batch, Node, Problem
 from dataplane.sources.watch import watch
 
 STORE = "pods.db"
@@ -104,10 +106,14 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
         events = closing.enter_context(Events())
         datapath = closing.enter_context(NodeDatapath.bring_up(config, facts, own, links, store))
         report = _Report(rundir)
-        report.problems(datapath.apply(batch))
+        problems = datapath.apply(batch)
+        report.problems(problems)
         datapath.finish()
         server = Server(rundir.path / SOCKET, datapath.pods, log)
         await server.start()
+        servers = HealthServers(datapath.vitals, config.healthz_address)
+        await servers.settle()
+        report.problems(problems + servers.problems())
         report.ready()
         if install.conflist(config):
             log("conflist_written", folder=config.cni_conf_dir)
@@ -130,13 +136,14 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
                     tasks.create_task(datapath.sweeps.run()),
                     tasks.create_task(_care(datapath.pods)),
                 )
-                await _follow(inbox, datapath, report)
+                await _follow(inbox, datapath, servers, report)
                 for task in others:
                     task.cancel()
         except* (PodlaneError, NetlinkError) as group:
             raise group.exceptions[0] from None
         finally:
             loop.remove_reader(events.fileno())
+            await servers.close()
             await server.stop()
         log("agent_stopped", node=config.node_name)
 
@@ -156,12 +163,15 @@ async def _care(pods: Pods) -> None:
 
 
 async def _follow(
-    inbox: asyncio.Queue[Batch | _Word], datapath: NodeDatapath, report: _Report
+    inbox: asyncio.Queue[Batch | _Word],
+    datapath: NodeDatapath,
+    servers: HealthServers,
+    report: _Report,
 ) -> None:
     """Take in what the source saw and what changed on the node, until told to stop."""
     while True:
-        wake = datapath.wake()
-        timeout = None if wake is None else max(0.0, wake - time.monotonic())
+        wakes = [wake for wake in (datapath.wake(), servers.wake()) if wake is not None]
+        timeout = max(0.0, min(wakes) - time.monotonic()) if wakes else None
         try:
             async with asyncio.timeout(timeout):
                 word = await inbox.get()
@@ -172,7 +182,9 @@ async def _follow(
         if word is _Word.NETWORK:
             datapath.look_again()
             word = Batch()
-        report.problems(datapath.apply(word))
+        problems = datapath.apply(word)
+        await servers.settle()
+        report.problems(problems + servers.problems())
 
 
 class _Report:
@@ -187,7 +199,8 @@ class _Report:
         self._ready = True
         self._say()
 
-    def problems(self, found: tuple[str, ...]) -> None:
+    def problems(self, problems: tuple[Problem, ...]) -> None:
+        found = tuple(str(problem) for problem in sorted(problems))
         for new in sorted(set(found) - set(self._problems)):
             log("problem_found", problem=new)
         for old in sorted(set(self._problems) - set(found)):

@@ -9,7 +9,7 @@ again when room comes back. Must not write maps, read clocks, or know pods and r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from dataplane.core.draft import NO_SERVICE, Draft
@@ -78,6 +78,7 @@ class Desired:
         self._services: dict[ServiceKey, Service] = {}
         self._slices: dict[ServiceKey, dict[str, EndpointSlice]] = {}
         self._slice_owner: dict[tuple[str, str], str] = {}
+        self._health_checked: dict[ServiceKey, Service] = {}
         self._entries: dict[ServiceKey, _Entry] = {}
         self._claims = Claims()
         self._synced = False
@@ -112,6 +113,9 @@ class Desired:
             if self._services.get(key) != obj:
                 self._services[key] = obj
                 self._marked.add(key)
+                self._health_checked.pop(key, None)
+                if obj.health_check_node_port:
+                    self._health_checked[key] = obj
         elif isinstance(obj, EndpointSlice):
             name = obj.namespace, obj.name
             owner = self._slice_owner.get(name)
@@ -129,6 +133,7 @@ class Desired:
         if key.kind_name == Kind.SERVICE.value:
             if self._services.pop(name, None):
                 self._marked.add(name)
+                self._health_checked.pop(name, None)
         elif key.kind_name == Kind.SLICE.value:
             self._forget_slice(name)
 
@@ -191,6 +196,19 @@ class Desired:
         for entry in self._entries.values():
             found |= entry.problems
         return tuple(sorted(found))
+
+    @property
+    def settings(self) -> Settings:
+        """Facts of the node, as last told."""
+        return self._settings
+
+    def health_checked(self) -> Mapping[ServiceKey, Service]:
+        """Services that have a healthCheckNodePort; not to be changed."""
+        return self._health_checked
+
+    def slices_of(self, key: ServiceKey) -> Collection[EndpointSlice]:
+        """A Service's slices as of now."""
+        return self._slices.get(key, {}).values()
 
     def tables(self) -> dict[Table, dict[Key, Row]]:
         """What the maps should hold once the last plan is executed, to compare with what they do.

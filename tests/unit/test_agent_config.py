@@ -54,6 +54,7 @@ def test_every_key_reaches_its_field() -> None:
             "bpffsDir": "/f",
             "cgroupRoot": "/g",
             "metricsAddress": "127.0.0.1:9000",
+            "healthzAddress": "[2001:db8::1]:10300",
             "takeover": True,
         },
         "node.yaml",
@@ -80,6 +81,7 @@ def test_every_key_reaches_its_field() -> None:
         bpffs_dir=Path("/f"),
         cgroup_root=Path("/g"),
         metrics_address="127.0.0.1:9000",
+        healthz_address=(ip_address("2001:db8::1"), 10300),
         takeover=True,
     )
 
@@ -116,6 +118,12 @@ def test_an_unknown_key_is_refused_by_name(key: object) -> None:
         ("mapSizes", [1], "must be a mapping"),
         ("mapSizes", {"slots": (1 << 28) + 1}, "slots: at most 268435456"),
         ("metricsAddress", 9000, "must be a text"),
+        ("healthzAddress", 10256, "must be a text"),
+        ("healthzAddress", "10256", "not an address and a port"),
+        ("healthzAddress", "0.0.0.0:0", "not an address and a port"),
+        ("healthzAddress", "::1:80", "stands in brackets"),
+        ("healthzAddress", "[127.0.0.1]:80", "stands in brackets"),
+        ("healthzAddress", "localhost:80", "does not appear to be an IPv4 or IPv6 address"),
     ],
 )
 def test_a_value_that_can_not_be_is_refused_with_its_key(
