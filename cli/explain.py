@@ -3,6 +3,8 @@
 
     podlane explain --manifests DIR --node NODE [--config FILE] --from IP --to IP:PORT
     podlane explain --manifests DIR --node NODE [--config FILE] --batch FILE
+    podlane explain --manifests DIR --node NODE [--config FILE] --health NAMESPACE/NAME [--stale]
+    podlane explain --manifests DIR --node NODE [--config FILE] --node-health [--stale]
 
 The answer is the programs' own, from a second copy of the node's maps; the reference
 model's second opinion must agree, or the exit status is 3. Must not touch the node.
@@ -42,12 +44,22 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", metavar="FILE", help='one {"from":…,"to":…,"protocol":…} a line; - is stdin'
     )
+    health = parser.add_mutually_exclusive_group()
+    health.add_argument(
+        "--health", metavar="NS/NAME", help="what a Service's healthCheckNodePort answers"
+    )
+    health.add_argument("--node-health", action="store_true", help="what /healthz and /livez say")
+    parser.add_argument("--stale", action="store_true", help="as if the datapath were out of date")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Answers all; 0, or 3 if programs and reference model disagree somewhere."""
+    if args.health or args.node_health:
+        return _run_health(args)
+    if args.stale:
+        raise BadInput("--stale", "goes with --health or --node-health")
     asked = _questions(args)
     staged = _staged(args)
     for problem in staged.problems:
@@ -98,6 +110,22 @@ def _answers(staged: Staged, asked: list[Question]) -> Iterator[Explained]:
 
     bundle = compile_bundle(bundle_path())
     return iter(run_apart(lambda: list(explain(bundle, staged.scene, staged.world, asked))))
+
+
+def _run_health(args: argparse.Namespace) -> int:
+    from dataplane.explain import health
+
+    if args.batch or args.source or args.to:
+        raise BadInput("--health", "a flow is asked about too", "give one of the two")
+    staged = _staged(args)
+    if args.node_health:
+        answer = health.of_node(staged, healthy=not args.stale)
+    else:
+        answer = health.of_service(staged, args.health, healthy=not args.stale)
+    compact = (",", ":") if args.output == "json" else None
+    indent = None if args.output == "json" else 2
+    print(json.dumps(answer, separators=compact, indent=indent))
+    return 0
 
 
 def _show(one: Explained, output: str, number: int) -> None:

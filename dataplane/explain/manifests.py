@@ -43,11 +43,16 @@ _ROOM = Limits(frontends=1 << 24, services=1 << 20, slots=1 << 24, backends=1 <<
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A node as rows and as the reference model's world; what of the objects is not served."""
+    """A node as rows and as the reference model's world; what of the objects is not served.
+
+    settings are core's; own is the Node object, if there is one.
+    """
 
     scene: Scene
     world: World
     problems: tuple[Problem, ...]
+    settings: Settings
+    own: Node | None
 
 
 def read_scene(folder: Path, node: str, config: Path | None) -> Staged:
@@ -85,7 +90,8 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
     route_problems = _fill_node(scene, config, facts, nodes)
     _place_endpoints(scene, nodes, everything.values())
     world = _world(config, facts, settings, everything.values(), scene)
-    return Staged(scene, world, tuple(sorted({*problems, *desired.problems(), *route_problems})))
+    named = tuple(sorted({*problems, *desired.problems(), *route_problems}))
+    return Staged(scene, world, named, settings, own)
 
 
 def _world(

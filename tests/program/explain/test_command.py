@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,3 +104,59 @@ def test_what_is_not_served_is_named_and_the_rest_answered(call: Call) -> None:
     status, out, err = call(*words, objects=(*OBJECTS, wrong))
     assert (status, json.loads(out)["verdict"]) == (0, "forward")
     assert "Service shop/other: spec.ports[0].port" in err
+
+
+HEALTH: dict[str, Any] = {"externalTrafficPolicy": "Local", "healthCheckNodePort": 31000}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "words", "status", "count"),
+    [
+        (("a1", "a2", "b1"), (), 200, 2),
+        (("b1",), (), 503, 0),
+        ((sets.endpoint("a1", "draining"),), (), 503, 0),
+        (("a1",), ("--stale",), 503, 1),
+    ],
+)
+def test_a_service_says_how_many_endpoints_are_here(
+    call: Call, endpoints: tuple[sets.Object | str, ...], words: tuple[str, ...], status: int,
+    count: int,
+) -> None:  # fmt: skip
+    objects = (*NODES, service(**HEALTH), piece(*endpoints))
+    asked = ("--health", "shop/web", "-o", "json", *words)
+    exit_status, out, _ = call(*asked, objects=objects)
+    assert exit_status == 0
+    assert json.loads(out) == {
+        "status": status,
+        "headers": {
+            "Content-Type": "application/json",
+            "X-Content-Type-Options": "nosniff",
+            "X-Load-Balancing-Endpoint-Weight": str(count),
+        },
+        "body": {
+            "service": {"namespace": "shop", "name": "web"},
+            "localEndpoints": count,
+            "serviceProxyHealthy": not words,
+        },
+        "listen": ["192.0.2.1:31000"],
+    }
+
+
+def test_a_node_that_is_being_deleted_is_alive_but_wants_no_traffic(call: Call) -> None:
+    taint = {"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}
+    leaving = {**sets.HERE, "spec": {**sets.HERE["spec"], "taints": [taint]}}
+    for node, words, healthz, livez in (
+        (sets.HERE, (), 200, 200),
+        (leaving, (), 503, 200),
+        (sets.HERE, ("--stale",), 503, 503),
+    ):
+        status, out, _ = call("--node-health", "-o", "json", *words, objects=(node, sets.THERE))
+        assert (status, json.loads(out)) == (0, {"/healthz": healthz, "/livez": livez})
+
+
+def test_health_of_what_has_none_is_refused_by_name(call: Call) -> None:
+    for asked, why in (("shop/web", "is not asked for"), ("shop/x", "no such"), ("x", "is no")):
+        status, out, err = call("--health", asked)
+        assert (status, out) == (2, "")
+        assert f"--health {asked}: " in err
+        assert why in err
