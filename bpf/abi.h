@@ -23,6 +23,9 @@
 #define FLOW_VERSION	 1
 #define AFFINITY_VERSION 1
 
+/* The same of struct socket_flow. */
+#define SOCKET_VERSION 1
+
 /*
  * How long a flow may be silent, in seconds. The programs use them to tell a
  * dead flow from a live one, the agent's sweep to delete.
@@ -51,7 +54,8 @@ enum hook {
 	HOOK_TO_UPLINK = 4, /* packet leaves the node for outside */
 	HOOK_FROM_OVERLAY = 5, /* packet of another node, decapsulated */
 	HOOK_TO_OVERLAY = 6, /* packet for another node, to be encapsulated */
-	HOOK_MAX = 7,
+	HOOK_SOCKET = 7, /* socket of the node itself connects or sends */
+	HOOK_MAX = 8,
 };
 
 /*
@@ -183,6 +187,9 @@ struct node {
 	__u32 flows_per_pod; /* new flows beyond this many live ones are dropped; 0: no bound */
 	__u8 overlay_mac[6]; /* inner MAC of both ends, equal on all nodes */
 	__u8 gateway_mac[6]; /* MAC of every host veth: the gateway as pods see it */
+	__u64 netns_cookie; /* of the node's network namespace; 0: not known, no socket is the node's */
+	struct addr primary; /* the address that others know the node by; zero: none */
+	__u32 zero[5 - ADDR_WORDS / 4]; /* for later; to a multiple of 8 */
 };
 
 struct uplink {
@@ -325,6 +332,36 @@ struct flow {
 	__u8 state; /* enum flow_state */
 	__u32 checked; /* ns >> 20: when the other half was last seen to stand */
 	__u8 zero[8];
+};
+
+/* ---- sockets of the node itself ---- */
+enum socket_side {
+	SOCKET_TO_FRONTEND = 0, /* found by the frontend that the datagram is sent to */
+	SOCKET_FROM_BACKEND = 1, /* found by the backend that the datagram comes from */
+};
+
+/* A partner of a socket that is not connected. Cookies are never used again. */
+struct socket_key {
+	__u64 cookie; /* of the socket */
+	struct addr address; /* frontend or backend */
+	__be16 port;
+	__u8 side; /* enum socket_side */
+	__u8 zero[1 + ADDR_WORDS / 4 * 4];
+};
+
+/* What a socket's partner was called before it was translated. */
+struct socket_flow {
+	__u64 generation; /* of the backend when it was chosen */
+	__u64 started; /* ns, CLOCK_MONOTONIC */
+	struct addr frontend;
+	struct addr backend;
+	__be16 frontend_port;
+	__be16 backend_port;
+	__u32 backend_id;
+	__u32 service_id;
+	__u8 version; /* SOCKET_VERSION */
+	__u8 protocol;
+	__u8 zero[10];
 };
 
 struct fragment_key {

@@ -10,3 +10,4 @@
 #include "to_uplink.h"
 #include "from_overlay.h"
 #include "to_overlay.h"
+#include "socket.h"

@@ -50,6 +50,12 @@ FAMILY_MAP("lru_hash", struct affinity_key, struct affinity, affinity, 1024, 0);
 /* Programs write both halves of a flow; the agent's sweep deletes both; the kernel may evict either. */
 FAMILY_MAP("lru_hash", struct flow_key, struct flow, flows, 1024, 0);
 
+/* By socket cookie: connected sockets of the node. Programs write, and delete at the socket's end. */
+FAMILY_MAP("lru_hash", __u64, struct socket_flow, sockets, 1024, 0);
+
+/* What sockets that are not connected send to, both sides. Programs write; the kernel evicts. */
+FAMILY_MAP("lru_hash", struct socket_key, struct socket_flow, datagrams, 1024, 0);
+
 /* Programs write at a first fragment, read at later ones; the kernel evicts. */
 FAMILY_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 1024, 0);
 

@@ -43,6 +43,8 @@ _ROWS: Mapping[str, type] = {
     "affinity": flow.Affinity,
     "flow_key": flow.FlowKey,
     "flow": flow.Flow,
+    "socket_key": flow.SocketKey,
+    "socket_flow": flow.SocketFlow,
     "counter": flow.Counter,
     "flow_budget": rows.FlowBudget,
     "exhausted_key": flow.ExhaustedKey,
@@ -51,7 +53,6 @@ _ROWS: Mapping[str, type] = {
     "verdict": flow.Verdict,
 }
 _FORMATS = {"__u8": "B", "__u16": "H", "__u32": "I", "__u64": "Q", "__be16": "H", "__be32": "I"}
-_U32 = struct.Struct("=I")
 _SWAPPED = tuple((port >> 8) | (port & 0xFF) << 8 for port in range(1 << 16))
 
 Pack = Callable[[Any], bytes]
@@ -109,7 +110,8 @@ def codec(table: Table) -> Codec:
 def _type(table: Table, c_type: str) -> tuple[Pack, Parse]:
     kind, _, name = c_type.partition(" ")
     if kind != "struct":
-        return _U32.pack, lambda data: _U32.unpack(data)[0]
+        form = struct.Struct(f"={_FORMATS[c_type]}")
+        return form.pack, lambda data: form.unpack(data)[0]
     if name not in _ADDRESSES and name not in _ROWS:
         raise Contradiction(f"table {table.pin}", f"no row class for struct {name}")
     layout = abi(table.family or Family.V4).struct(name)

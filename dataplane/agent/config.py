@@ -45,6 +45,8 @@ DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
         "affinity": 65536,
         "fragments": 4096,
         "endpoint_flows": 1024,
+        "sockets": 32768,
+        "datagrams": 16384,
     }
 )
 # A backend set is one u64: its base has 28 bits, its count 20 (bpf/abi.h).
@@ -59,7 +61,7 @@ _SOCKET_PATH_MAX = 107  # sun_path less the zero at its end
 class Config:
     """One node's settings; the key in YAML is the field's name in camelCase.
 
-    Empty tuples and zeros mean "not given": the Node object or the machine decides.
+    Empty tuples, zeros and None mean "not given": the Node object or the machine decides.
     """
 
     node_name: str = ""
@@ -82,7 +84,7 @@ class Config:
     run_dir: Path = Path("/run/podlane")
     state_dir: Path = Path("/var/lib/podlane")
     bpffs_dir: Path = Path("/sys/fs/bpf/podlane")
-    cgroup_root: Path = Path("/sys/fs/cgroup")
+    cgroup_root: Path | None = None
     metrics_address: str = ""
     healthz_address: tuple[IPAddress, int] = (IPv4Address("0.0.0.0"), 10256)
     takeover: bool = False

@@ -19,6 +19,7 @@ from dataplane.agent.config import Config
 from dataplane.agent.facts import Facts, Uplink
 from dataplane.agent.health import Vitals
 from dataplane.agent.log import log
+from dataplane.agent.nodesockets import NodeSockets
 from dataplane.agent.pods import Pods
 from dataplane.agent.releases import Releases
 from dataplane.agent.sweeps import FLOWS, Sweeps
@@ -28,6 +29,7 @@ from dataplane.core import plan as tables_of
 from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.core.plan import Key, Row
 from dataplane.core.routes import RouteFacts, Routes, make_routes
+from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.compiler import compile_bundle
 from dataplane.kernel.hooks import Hooks
 from dataplane.kernel.loader import Datapath, load
@@ -56,7 +58,7 @@ class NodeDatapath:
 
     def __init__(
         self, config: Config, facts: Facts, own: Node | None, links: Links, datapath: Datapath,
-        store: Store, undo: ExitStack,
+        store: Store, bundle: Bundle, undo: ExitStack,
     ) -> None:  # fmt: skip
         self._config, self._facts, self._links, self._store = config, facts, links, store
         self._undo = undo
@@ -64,6 +66,7 @@ class NodeDatapath:
         self._writer = Writer(datapath)
         self._tables = Tables(datapath, self._writer)
         self._hooks = Hooks(links.tc, datapath.programs)
+        self._sockets = NodeSockets(config, bundle, datapath)
         self.sweeps = Sweeps({f: datapath.maps[table] for f, table in FLOWS.items()}, self._tables)
         self.pods = Pods(
             links, store, self._hooks, self._tables, facts, Releases(config.state_dir),
@@ -104,7 +107,7 @@ class NodeDatapath:
                     "programs_loaded" if datapath.loaded else "programs_found",
                     seconds=round(time.monotonic() - began, 3),
                 )
-                self = cls(config, made, own, links, datapath, store, undo)
+                self = cls(config, made, own, links, datapath, store, bundle, undo)
                 self._put_node()
                 if store.damaged is not None:
                     log("STATE_DAMAGED", moved_to=store.damaged, rebuilt_from="what lives")
@@ -120,9 +123,17 @@ class NodeDatapath:
         for name in node.apply_settings(self._links, self._store, self._facts, self._undo):
             log("setting_changed", name=name)
         self._put_kernel_routes()
+        for words in self._sockets.attach(self._undo):
+            log("program_attached", place=words)
         self._up = True
         self._datapath.settle()
         self._undo.pop_all()
+
+    def care(self) -> None:
+        """Look after what nobody tells about; called now and then."""
+        self.pods.care()
+        for words in self._sockets.care():
+            log("program_attached", place=words)
 
     # -- objects -----------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class Facts:
     routers: the node's own address among its pods, one a family that it has pods of.
     overlay_index is 0 in native mode.
     holder_index is the device that the router addresses are on.
+    netns_cookie is its network namespace as programs know it; 0: no socket is the node's.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Facts:
     pod_mtu: int
     overlay_index: int
     holder_index: int
+    netns_cookie: int = 0
 
 
 def check_ranges(cidrs: tuple[IPNetwork, ...], owner: str) -> None:

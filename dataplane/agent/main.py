@@ -26,7 +26,6 @@ from dataplane.agent.config import Config
 from dataplane.agent.datapath import NodeDatapath
 from dataplane.agent.health import HealthServers
 from dataplane.agent.log import log
-from dataplane.agent.pods import Pods
 from dataplane.agent.rundir import SOCKET, RunDir
 from dataplane.cni.server import Server
 from dataplane.cni.store import Store
@@ -134,7 +133,7 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
                 others = (
                     tasks.create_task(_pump(source, inbox)),
                     tasks.create_task(datapath.sweeps.run()),
-                    tasks.create_task(_care(datapath.pods)),
+                    tasks.create_task(_care(datapath)),
                 )
                 await _follow(inbox, datapath, servers, report)
                 for task in others:
@@ -153,11 +152,11 @@ async def _pump(source: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Word
         inbox.put_nowait(batch)
 
 
-async def _care(pods: Pods) -> None:
+async def _care(datapath: NodeDatapath) -> None:
     while True:
         await asyncio.sleep(CARE_SECONDS)
         try:
-            pods.care()
+            datapath.care()
         except (PodlaneError, OSError) as failure:
             log("care_failed", why=str(failure))
 

@@ -30,6 +30,7 @@ from dataplane.cni.store import Store
 from dataplane.core.addresses import router_address
 from dataplane.core.routes import KernelRoute as RouteOfCore
 from dataplane.core.routes import Routes
+from dataplane.kernel import netns
 from dataplane.kernel.hooks import Hooks, Role, detach
 from dataplane.kernel.netlink import OUR_ROUTES, KernelRoute, Link, Links, NetlinkError
 from dataplane.model.constants import RouteKind
@@ -67,6 +68,7 @@ def find_facts(config: Config, links: Links, own: Node | None) -> Facts:
         pod_mtu=_pod_mtu(config, addresses, found, Family.V6 in routers),
         overlay_index=0,
         holder_index=0,
+        netns_cookie=netns.cookie(),
     )
 
 

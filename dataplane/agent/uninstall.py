@@ -20,6 +20,7 @@ from dataplane.agent.main import STORE
 from dataplane.agent.releases import FOLDER
 from dataplane.agent.rundir import LOCK, SOCKET, STATUS, RunDir
 from dataplane.cni.store import Store
+from dataplane.kernel import sockets
 from dataplane.kernel.hooks import Role, detach
 from dataplane.kernel.netlink import OUR_ROUTES, Links
 from dataplane.model.errors import BadEnvironment
@@ -43,6 +44,9 @@ def run(config: Config) -> Iterator[str]:
         yield from install.remove(config)
         had_state = (config.state_dir / STORE).exists()
         store = closing.enter_context(Store(config.state_dir / STORE))
+        taken = sockets.detach(config.bpffs_dir)
+        if taken:
+            yield f"{taken} socket programs taken off"
         yield from _devices(links)
         yield from _filters(links, store)
         yield from _routes_and_addresses(links, store)

@@ -23,7 +23,8 @@ _SYSCALL.restype = ctypes.c_long
 # enum bpf_cmd
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = range(6)
 _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO, _BTF_LOAD = 6, 7, 10, 15, 18
-_LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
+_PROG_QUERY, _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 16, 24, 26, 27
+_PROG_BY_ID, _LINK_CREATE, _LINK_UPDATE = 13, 28, 29
 
 # enum bpf_map_type
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_HASH, MAP_PERCPU_ARRAY = 1, 2, 5, 6
@@ -41,7 +42,20 @@ PERCPU_TYPES = frozenset({MAP_PERCPU_HASH, MAP_PERCPU_ARRAY, MAP_LRU_PERCPU_HASH
 ARRAY_TYPES = frozenset({MAP_ARRAY, MAP_PERCPU_ARRAY})
 
 # enum bpf_prog_type
-PROG_SCHED_CLS = 3
+PROG_SCHED_CLS, PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR = 3, 9, 18
+
+# enum bpf_link_type
+LINK_CGROUP = 3
+
+# How programs share a cgroup
+ALLOW_MULTI = 2
+
+# enum bpf_attach_type
+CGROUP_INET4_CONNECT, CGROUP_INET6_CONNECT = 10, 11
+CGROUP_UDP4_SENDMSG, CGROUP_UDP6_SENDMSG = 14, 15
+CGROUP_UDP4_RECVMSG, CGROUP_UDP6_RECVMSG = 19, 20
+CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
+CGROUP_INET_SOCK_RELEASE = 34
 
 # flags of map_update; of obj_get (BPF_F_RDONLY, for maps)
 ANY, NOEXIST = 0, 1
@@ -88,6 +102,17 @@ class ProgInfo:
     id: int
     tag: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """What the kernel says of a link to a cgroup; cgroup 0: it was removed, the link does nothing."""
+
+    type: int
+    id: int
+    prog_id: int
+    cgroup: int
+    attach_type: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +408,39 @@ def prog_test_run(
     duration, _, context_size = struct.unpack_from("=III", attr, 36)
     after = context_out.raw[:context_size] if context_out is not None else b""
     return TestRun(retval, out.raw[:size], after, duration)
+
+
+# ---- links ----
+def link_create(prog: int, target: int, attach_type: int) -> int:
+    """A new link's fd: the program beside all others on a cgroup (an open folder)."""
+    attr = bytearray(struct.pack("=IIII16x", prog, target, attach_type, 0))
+    return _bpf(_LINK_CREATE, "LINK_CREATE", attr)
+
+
+def link_update(link: int, prog: int) -> None:
+    """Put another program in a link's place, in one step."""
+    _bpf(_LINK_UPDATE, "LINK_UPDATE", bytearray(struct.pack("=IIII", link, prog, 0, 0)))
+
+
+def link_info(fd: int) -> LinkInfo:
+    """Type, program and cgroup of a link; of a link of another type the last two mean nothing."""
+    return LinkInfo(*struct.unpack_from("=III4xQI", _info(fd, 64)))
+
+
+def cgroup_programs(cgroup: int, attach_type: int) -> tuple[int, list[int]]:
+    """How programs are attached to a cgroup itself (BPF_F_ALLOW_…), and their ids in order."""
+    most = 64  # BPF_CGROUP_MAX_PROGS
+    ids = (ctypes.c_char * (most * 4))()
+    attr = bytearray(64)
+    struct.pack_into("=IIIIQI", attr, 0, cgroup, attach_type, 0, 0, _address(ids), most)
+    _bpf(_PROG_QUERY, "PROG_QUERY", attr)
+    flags, count = struct.unpack_from("=I8xI", attr, 12)
+    return flags, list(struct.unpack_from(f"={count}I", ids))
+
+
+def prog_by_id(number: int) -> int:
+    """The fd of a loaded program."""
+    return _bpf(_PROG_BY_ID, "PROG_GET_FD_BY_ID", bytearray(struct.pack("=III", number, 0, 0)))
 
 
 # ---- any object ----

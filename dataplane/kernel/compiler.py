@@ -39,9 +39,6 @@ from dataplane.kernel.bundle import Bundle, MapSpec, Program
 from dataplane.model.errors import BadEnvironment, BadInput, CompileError, PodlaneError
 
 FAMILIES = (4, 6)
-# Programs for all protocols: taken from the IPv4 compile, under their own name.
-BOTH_FAMILIES = frozenset({"from_pod_l2"})
-
 _LOAD_MAP_FD = (0x18, 1)  # opcode and source register of a 64-bit load of a map's fd
 _LOG_SIZE = 16 << 20
 
@@ -156,7 +153,7 @@ def compile_sources(sources: Path, options: Mapping[str, str]) -> tuple[Bundle, 
 
 
 def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -> _Compiled:
-    types = source.program_types(text)
+    types = source.program_types(text, family)
     maps: dict[int, MapSpec] = {}
     programs: list[Program] = []
     try:
@@ -166,7 +163,7 @@ def _family(text: str, family: int, options: Mapping[str, str], sources: Path) -
             maps[fd] = _map_spec(name, family if declaration.per_family else 0, fd)
         for index in range(_library().bpf_num_functions(module.module)):
             hook = _library().bpf_function_name(module.module, index).decode()
-            if hook in BOTH_FAMILIES and family != FAMILIES[0]:
+            if hook in source.IPV4_ONLY and family != 4:
                 continue
             if hook not in types:
                 raise CompileError(hook, "not `int NAME(struct CONTEXT *…)` of a known context")
@@ -241,7 +238,7 @@ def _program(
     maps: Mapping[int, MapSpec],
     sources: Path,
 ) -> Program:
-    name = hook if hook in BOTH_FAMILIES else f"{hook}_{family}"
+    name = hook if hook in source.IPV4_ONLY else f"{hook}_{family}"
     log = _verify(module, hook, name, type_, sources)
     verified, stack = verifier.statistics(log)
     instructions = bytearray(module.dump_func(hook.encode()))

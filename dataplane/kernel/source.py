@@ -26,8 +26,28 @@ _PROGRAM = re.compile(r"^int\s+(\w+)\s*\(\s*struct\s+(\w+)\s*\*", re.M)
 # bcc puts lines before functions and joins calls that it rewrites; after these, count anew.
 _RESTARTS = frozenset({"", "{"})
 
-# Program type and expected attach type by what the program is given.
-_CONTEXTS = {"__sk_buff": (bpf.PROG_SCHED_CLS, 0)}
+# Program type by what the program is given.
+_CONTEXTS = {
+    "__sk_buff": bpf.PROG_SCHED_CLS,
+    "bpf_sock_addr": bpf.PROG_CGROUP_SOCK_ADDR,
+    "bpf_sock": bpf.PROG_CGROUP_SOCK,
+}
+
+# Expected attach type of a cgroup's program by name and family. Those for IPv4 inside of
+# IPv6 sockets sit where IPv6's do.
+_ATTACH_TYPES = {
+    "connect": {4: bpf.CGROUP_INET4_CONNECT, 6: bpf.CGROUP_INET6_CONNECT},
+    "connect_mapped": {4: bpf.CGROUP_INET6_CONNECT},
+    "sendmsg": {4: bpf.CGROUP_UDP4_SENDMSG, 6: bpf.CGROUP_UDP6_SENDMSG},
+    "recvmsg": {4: bpf.CGROUP_UDP4_RECVMSG, 6: bpf.CGROUP_UDP6_RECVMSG},
+    "recvmsg_mapped": {4: bpf.CGROUP_UDP6_RECVMSG},
+    "getpeername": {4: bpf.CGROUP_INET4_GETPEERNAME, 6: bpf.CGROUP_INET6_GETPEERNAME},
+    "getpeername_mapped": {4: bpf.CGROUP_INET6_GETPEERNAME},
+    "release": {4: bpf.CGROUP_INET_SOCK_RELEASE, 6: bpf.CGROUP_INET_SOCK_RELEASE},
+}
+
+# Programs of the IPv4 compile alone, under their own name.
+IPV4_ONLY = frozenset({"from_pod_l2", *(n for n, t in _ATTACH_TYPES.items() if 6 not in t)})
 
 
 def find_sources() -> Path | None:
@@ -81,6 +101,10 @@ def inline(path: Path, seen: set[Path] | None = None) -> str:
     return "\n".join(out) + "\n"
 
 
-def program_types(text: str) -> Mapping[str, tuple[int, int]]:
-    """By the name of each non-static function, its program type and expected attach type."""
-    return {name: _CONTEXTS[c] for name, c in _PROGRAM.findall(text) if c in _CONTEXTS}
+def program_types(text: str, family: int) -> Mapping[str, tuple[int, int]]:
+    """By the name of each program of a family, its type and expected attach type."""
+    return {
+        name: (_CONTEXTS[context], _ATTACH_TYPES.get(name, {}).get(family, 0))
+        for name, context in _PROGRAM.findall(text)
+        if context in _CONTEXTS and not (name in IPV4_ONLY and family != 4)
+    }

@@ -72,6 +72,32 @@ class Affinity:
     version: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class SocketKey:
+    """struct socket_key: whom a socket that is not connected sends to, or hears from."""
+
+    cookie: int
+    address: IPAddress
+    port: int
+    side: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFlow:
+    """struct socket_flow: the frontend that a socket of the node asked for, and what it got."""
+
+    generation: int
+    started: int
+    frontend: IPAddress
+    backend: IPAddress
+    frontend_port: int
+    backend_port: int
+    backend_id: int
+    service_id: int
+    version: int
+    protocol: int
+
+
 @dataclass(frozen=True, slots=True)
 class Counter:
     """struct counter."""

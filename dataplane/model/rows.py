@@ -43,6 +43,8 @@ class NodeRow:
     pod_mtu: int
     overlay_mac: bytes
     gateway_mac: bytes
+    primary: IPAddress
+    netns_cookie: int = 0
     flows_per_pod: int = 0
 
 

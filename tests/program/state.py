@@ -140,6 +140,7 @@ class Tables:
             pod_mtu=world.POD_MTU,
             overlay_mac=world.OVERLAY_MAC,
             gateway_mac=world.GATEWAY_MAC,
+            primary=self.addresses["here" if here else "there"],
         )
 
     def change(self, name: str, key: Any, **fields: Any) -> None:

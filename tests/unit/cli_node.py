@@ -53,7 +53,7 @@ NODE = NodeRow(
     router=ip_address("10.244.1.1"), gateway=ip_address("169.254.1.1"), flags=1,
     overlay_ifindex=4000003, vni=7000, hash_seed=1, masquerade_min=61000, masquerade_max=64999,
     vxlan_port=8472, pod_mtu=1450, overlay_mac=bytes.fromhex("0a706c000001"),
-    gateway_mac=bytes.fromhex("0a706c000002"),
+    gateway_mac=bytes.fromhex("0a706c000002"), primary=ip_address("192.168.200.1"),
 )  # fmt: skip
 
 

@@ -62,8 +62,8 @@ def _value(draw: st.DrawFn, struct: str, name: str, kind: Any, family: Family | 
 def _rows(draw: st.DrawFn, table: Table, part: str) -> Any:
     declared = abi(table.family or Family.V4).maps[table.name]
     c_type = declared.key if part == "key" else declared.value
-    if c_type == "__u32":
-        return draw(st.integers(0, (1 << 32) - 1))
+    if c_type in ("__u32", "__u64"):
+        return draw(st.integers(0, (1 << int(c_type[3:])) - 1))
     struct = c_type.removeprefix("struct ")
     if struct == "peer_key":
         return draw(st.ip_addresses())

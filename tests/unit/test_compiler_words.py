@@ -119,7 +119,13 @@ def test_a_header_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> No
 
 def test_programs_are_the_functions_of_a_known_context() -> None:
     text = "int from_pod(struct __sk_buff *skb)\n{\nstatic int helper(struct __sk_buff *skb)\n"
-    assert source.program_types(text) == {"from_pod": (3, 0)}
+    assert source.program_types(text, 4) == {"from_pod": (3, 0)}
+
+
+def test_a_program_of_a_cgroup_has_its_hook_s_attach_type() -> None:
+    text = "int connect(struct bpf_sock_addr *c)\n{\nint connect_mapped(struct bpf_sock_addr *c)\n"
+    assert source.program_types(text, 4) == {"connect": (18, 10), "connect_mapped": (18, 11)}
+    assert source.program_types(text, 6) == {"connect": (18, 11)}
 
 
 def test_the_digest_follows_names_and_texts(tmp_path: Path) -> None:
