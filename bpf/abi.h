@@ -154,6 +154,10 @@ enum node_flag {
 	NODE_MASQUERADE_ALL = 2, /* masqueradeAll */
 };
 
+enum endpoint_flag {
+	ENDPOINT_SHAPED = 1, /* packets into the pod go by the shaper of its host veth */
+};
+
 enum flow_flag {
 	FLOW_REPLY = 1, /* this entry is keyed by the reply's tuple */
 	FLOW_NAT_DST = 2, /* destination translated: frontend to backend */
@@ -204,7 +208,7 @@ struct endpoint {
 	__u32 ifindex; /* host veth */
 	__u32 id; /* place in endpoint_counters, key in names */
 	__u32 identity; /* for policy; zero until there is one */
-	__u32 flags;
+	__u32 flags; /* enum endpoint_flag */
 	__u8 mac[6]; /* pod side */
 	__u8 zero[2];
 };
@@ -434,6 +438,7 @@ enum action {
 	ACTION_NATIVE = 5, /* to another node by next hop */
 	ACTION_WORLD = 6, /* out by an uplink */
 	ACTION_ANSWER = 7, /* sent back: refused, or an answer to ARP or neighbour discovery */
+	ACTION_SHAPED = 8, /* into a pod of this node, by the shaper of its host veth */
 };
 
 struct verdict {

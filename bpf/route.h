@@ -67,6 +67,10 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct packet *
 	/* the verdict is taken over by the pod's side of the veth, whatever MAC it was sent to */
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
+	if (ep->flags & ENDPOINT_SHAPED) {
+		skb->tc_index = PACKET_DONE;
+		return ACTION_SHAPED;
+	}
 	return ACTION_POD;
 }
 

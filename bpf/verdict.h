@@ -70,6 +70,8 @@ static __always_inline int verdict_redirect(struct __sk_buff *skb, const struct 
 	switch (v->action) {
 	case ACTION_POD:
 		return bpf_redirect_peer(v->ifindex, 0);
+	/* what goes straight to the peer skips the host veth's qdisc */
+	case ACTION_SHAPED:
 	case ACTION_TUNNEL:
 		return bpf_redirect(v->ifindex, 0);
 	case ACTION_NATIVE:

@@ -102,7 +102,7 @@ def _is_ours(config: Config) -> bool:
 
 
 def _conflist(config: Config) -> dict[str, object]:
-    capabilities = {"portMappings": True, "ips": True, "mac": True}
+    capabilities = {"portMappings": True, "ips": True, "mac": True, "bandwidth": True}
     return {
         # A containerd of any version takes it; podlane answers to 1.1.0 as well.
         "cniVersion": "1.0.0",

@@ -9,15 +9,18 @@ anything.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from dataplane.agent import shaping
 from dataplane.agent.facts import GATEWAY_MAC, HOST_VETH
 from dataplane.agent.tables import Tables
-from dataplane.cni.runtime import HostPort
+from dataplane.cni.runtime import Bandwidth, HostPort
 from dataplane.cni.store import Attachment
 from dataplane.core.plan import BACKENDS, FRONTENDS, NAMES
-from dataplane.kernel.netlink import Link, Links
+from dataplane.kernel.netlink import Link, Links, NetlinkError
 from dataplane.model.constants import FrontendKind, NameKind
+from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.rows import (
     BackendRow,
@@ -76,7 +79,21 @@ def living(links: Links, tables: Tables) -> Iterator[Attachment]:
             mtu=link.mtu,
             addresses=addresses,
             host_ports=tuple(sorted({p for a in addresses for p in ports.get(a, ())}, key=str)),
+            bandwidth=_bandwidth(links, link, words),
         )
+
+
+def _bandwidth(links: Links, link: Link, words: Sequence[str]) -> Bandwidth | None:
+    """The pod's own limit is inside its namespace, whose path may lead nowhere by now."""
+    out = None
+    if len(words) > 2:
+        try:
+            with Links(Path(words[2])) as inside:
+                eth0 = inside.link(words[1])
+                out = inside.tc.shaper(eth0.index) if eth0 else None
+        except (BadEnvironment, NetlinkError):
+            pass
+    return shaping.bandwidth(links.tc.shaper(link.index), out)
 
 
 def _host_ports(tables: Tables) -> Iterator[tuple[IPAddress, list[HostPort]]]:

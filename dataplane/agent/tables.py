@@ -21,6 +21,7 @@ class Tables:
 
     def __init__(self, datapath: Datapath, writer: Writer) -> None:
         self._datapath, self._maps, self._writer = datapath, Maps(datapath), writer
+        self._sizes: dict[int, int] = {}
 
     def get(self, table: Table, key: Key) -> Row | None:
         row: Row | None = self._maps.get(table, key)
@@ -31,7 +32,10 @@ class Tables:
 
     def size(self, table: Table) -> int:
         """How many entries the table may have."""
-        return bpf.map_info(self._datapath.maps[table]).max_entries
+        fd = self._datapath.maps[table]
+        if fd not in self._sizes:
+            self._sizes[fd] = bpf.map_info(fd).max_entries
+        return self._sizes[fd]
 
     def put(self, table: Table, rows: Mapping[Key, Row]) -> None:
         """Write the rows that are not as given.

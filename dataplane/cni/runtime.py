@@ -145,5 +145,5 @@ def _mac(value: object) -> bytes:
 def _bandwidth(values: Mapping[str, Any]) -> Bandwidth | None:
     place = f"{_PLACE}.bandwidth"
     names = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
-    found = Bandwidth(*(_number(values, name, place, 1 << 63) for name in names))
+    found = Bandwidth(*(_number(values, name, place, (1 << 63) - 1) for name in names))
     return found if found.ingress_rate or found.egress_rate else None

@@ -8,15 +8,16 @@ whatever a crash leaves behind is known. Must not touch the kernel or choose add
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
-from dataplane.cni.runtime import HostPort
+from dataplane.cni.runtime import Bandwidth, HostPort
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import Family, IPAddress, Protocol
 
@@ -51,6 +52,17 @@ CREATE TABLE IF NOT EXISTS host_ports (
     FOREIGN KEY (container_id, interface)
         REFERENCES attachments (container_id, interface) ON DELETE CASCADE
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS bandwidths (
+    container_id TEXT NOT NULL,
+    interface TEXT NOT NULL,
+    ingress_rate INTEGER NOT NULL,
+    ingress_burst INTEGER NOT NULL,
+    egress_rate INTEGER NOT NULL,
+    egress_burst INTEGER NOT NULL,
+    PRIMARY KEY (container_id, interface),
+    FOREIGN KEY (container_id, interface)
+        REFERENCES attachments (container_id, interface) ON DELETE CASCADE
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS last (
     family INTEGER PRIMARY KEY,
     address TEXT NOT NULL
@@ -79,10 +91,22 @@ class Attachment:
     addresses: tuple[IPAddress, ...]
     done: bool = True
     host_ports: tuple[HostPort, ...] = ()
+    bandwidth: Bandwidth | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         return self.container_id, self.interface
+
+
+class _Given:
+    """Addresses that pods hold: asked for one by one, for a node may have thousands."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __contains__(self, address: object) -> bool:
+        asked = self._db.execute("SELECT 1 FROM addresses WHERE address = ?", (str(address),))
+        return asked.fetchone() is not None
 
 
 class Store:
@@ -173,6 +197,7 @@ class Store:
     def _select(self, where: str, values: tuple[str, ...]) -> list[Attachment]:
         given: dict[tuple[str, str], list[IPAddress]] = {}
         ports: dict[tuple[str, str], list[HostPort]] = {}
+        limits: dict[tuple[str, str], Bandwidth] = {}
         try:
             for address, *key in self._db.execute(f"SELECT * FROM addresses{where}", values):
                 given.setdefault((key[0], key[1]), []).append(ip_address(address))
@@ -180,6 +205,8 @@ class Store:
                 host_ip = ip_address(row[4]) if row[4] else None
                 one = HostPort(Protocol(row[2]), row[3], row[5], host_ip)
                 ports.setdefault((row[0], row[1]), []).append(one)
+            for row in self._db.execute(f"SELECT * FROM bandwidths{where}", values):
+                limits[row[0], row[1]] = Bandwidth(*row[2:])
             rows = self._db.execute(
                 f"SELECT * FROM attachments{where} ORDER BY 1, 2", values
             ).fetchall()
@@ -200,13 +227,15 @@ class Store:
                 ),
                 done=bool(row[8]),
                 host_ports=tuple(ports.get((row[0], row[1]), ())),
+                bandwidth=limits.get((row[0], row[1])),
             )
             for row in rows
         ]
 
-    def addresses(self) -> set[IPAddress]:
-        """All that are given out."""
-        return {ip_address(row[0]) for row in self._db.execute("SELECT address FROM addresses")}
+    @property
+    def given(self) -> Container[IPAddress]:
+        """The addresses that are given out; each question is a look into the store."""
+        return _Given(self._db)
 
     def endpoint_ids(self) -> set[int]:
         """All that are in use."""
@@ -275,6 +304,11 @@ class Store:
                     for port in new.host_ports
                 ],
             )
+            if new.bandwidth is not None:
+                self._db.execute(
+                    "INSERT INTO bandwidths VALUES (?, ?, ?, ?, ?, ?)",
+                    (*new.key, *dataclasses.astuple(new.bandwidth)),
+                )
             self._db.executemany(
                 "INSERT OR REPLACE INTO last VALUES (?, ?)",
                 [(address.version, str(address)) for address in new.addresses],

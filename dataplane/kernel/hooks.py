@@ -64,33 +64,38 @@ class Hooks:
             != self._ids.get(place.name)
         ]
 
-    def attach(self, role: Role, index: int, device: str) -> list[str]:
+    def attach(self, role: Role, index: int, device: str, *, fresh: bool = False) -> list[str]:
         """Put what is missing or other in place; the names of the programs that moved.
+
+        `fresh`: the device was just made, so that nothing need be looked for.
 
         Raises:
             BadEnvironment: someone else's qdisc or filter has our place.
         """
-        moved: list[str] = []
-        for place in self.wrong(role, index):
-            fd = self._programs.get(place.name)
-            if fd is None:
-                raise Contradiction(f"program {place.name}", "is not in the bundle")
-            try:
-                if not moved:
-                    self._tc.add_clsact(
-                        index
-                    )  # once: finding it there means looking at all devices
-                self._tc.attach(place, fd)
-            except NetlinkError as refusal:
-                raise BadEnvironment(
-                    f"device {device}: filter {place.name}",
-                    f"the kernel refused it: {refusal.strerror}",
-                    f"see `tc qdisc show dev {device}` and"
-                    f" `tc filter show dev {device} {place.direction.name.lower()}`:"
-                    " an ingress qdisc, or another filter at our priority, stands in its way",
-                ) from refusal
-            moved.append(place.name)
-        return moved
+        wanted = places(role, index) if fresh else self.wrong(role, index)
+        if not wanted:
+            return []
+        moving = [(place, self._program(place.name)) for place in wanted]
+        try:
+            if not fresh:
+                self._tc.add_clsact(index)
+            self._tc.attach(moving, new=fresh)
+        except NetlinkError as refusal:
+            place = wanted[refusal.place]
+            raise BadEnvironment(
+                f"device {device}: filter {place.name}",
+                f"the kernel refused it: {refusal.strerror}",
+                f"see `tc qdisc show dev {device}` and"
+                f" `tc filter show dev {device} {place.direction.name.lower()}`:"
+                " an ingress qdisc, or another filter at our priority, stands in its way",
+            ) from refusal
+        return [place.name for place in wanted]
+
+    def _program(self, name: str) -> int:
+        fd = self._programs.get(name)
+        if fd is None:
+            raise Contradiction(f"program {name}", "is not in the bundle")
+        return fd
 
 
 def detach(tc: Tc, role: Role, index: int) -> int:

@@ -61,6 +61,12 @@ class RouteFlag(enum.IntFlag):
     CLUSTER = 2
 
 
+class EndpointFlag(enum.IntFlag):
+    """enum endpoint_flag."""
+
+    SHAPED = 1
+
+
 class NodeFlag(enum.IntFlag):
     """enum node_flag."""
 

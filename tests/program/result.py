@@ -58,6 +58,10 @@ def into(pod: str) -> Verdict:
     return Verdict("POD", device=world.PODS[pod])
 
 
+def into_by_shaper(pod: str) -> Verdict:
+    return Verdict("SHAPED", device=world.PODS[pod])
+
+
 def through_tunnel(device: int = world.OVERLAY, to: str = "there") -> Verdict:
     return Verdict("TUNNEL", device=device, hop=to)
 
@@ -152,7 +156,7 @@ class Result:
     def _frame(self, line: str, verdict: Verdict) -> Frame:
         """MACs as the verdict demands: what is redirected to a neighbour gets them later."""
         dst, src = self.given[:6], self.given[6:12]
-        if verdict.action == "POD":
+        if verdict.action in ("POD", "SHAPED"):
             pod = next(p for p, device in world.PODS.items() if device == verdict.device)
             dst, src = world.mac_of(world.PODS[pod]), world.GATEWAY_MAC
         elif verdict.action == "TUNNEL" or self.hook == "to_overlay":

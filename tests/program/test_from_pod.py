@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from dataplane.model.constants import NodeFlag
+from dataplane.model.constants import EndpointFlag, NodeFlag
 from dataplane.model.net import Family
 from tests.program import world
 from tests.program.node import Node
@@ -17,6 +17,7 @@ from tests.program.result import (
     by_next_hop,
     dropped,
     into,
+    into_by_shaper,
     out_by,
     refused,
     through_tunnel,
@@ -338,3 +339,15 @@ def test_without_an_address_on_the_uplink_nothing_leaves(here: Node) -> None:
 def test_a_pod_that_is_its_own_backend_needs_the_routers_address(here: Node) -> None:
     here.change("node", 0, router=here.addresses["unspecified"])
     here.from_pod("client", "tcp client:40000 > self:80").expect(dropped("NO_UPLINK"))
+
+
+def test_a_pod_with_a_limit_is_entered_where_its_shaper_is(here: Node) -> None:
+    """From every side: the redirect straight into the pod would go round the host veth's qdisc."""
+    here.change("endpoints", here.addresses["neighbour"], flags=int(EndpointFlag.SHAPED))
+    seen = "tcp {}:40000 > neighbour:80 ttl=63"
+    limited = into_by_shaper("neighbour")
+    here.from_pod("client", "tcp client:40000 > neighbour:80").expect(
+        limited, seen.format("client")
+    )
+    here.from_overlay("tcp remote:40000 > neighbour:80").expect(limited, seen.format("remote"))
+    here.from_uplink("tcp outside:40000 > neighbour:80").expect(limited, seen.format("outside"))

@@ -72,6 +72,7 @@ def test_the_end_mark_is_a_constant_and_no_member() -> None:
         (constants.RouteKind, "route_kind"),
         (constants.RouteFlag, "route_flag"),
         (constants.NodeFlag, "node_flag"),
+        (constants.EndpointFlag, "endpoint_flag"),
         (constants.NameKind, "name_kind"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.cni.runtime import HostPort
+from dataplane.cni.runtime import Bandwidth, HostPort
 from dataplane.cni.store import Attachment, Store
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import Family, Protocol
@@ -115,6 +115,23 @@ def test_a_host_port_has_one_holder(tmp_path: Path) -> None:
         assert store.port_holder(HostPort(Protocol.UDP, 80, 1)) is None
         store.remove(POD)
         assert store.port_holder(web) is None
+
+
+def test_limits_are_kept_with_their_pod(tmp_path: Path) -> None:
+    limited = dataclasses.replace(POD, bandwidth=Bandwidth(1, 2, 3, (1 << 63) - 1))
+    with Store(tmp_path / "pods.db") as store:
+        store.add(limited)
+        assert store.get(*POD.key) == limited
+        store.remove(limited)
+        store.add(POD)
+        assert store.attachments() == [POD]
+
+
+def test_given_addresses_are_asked_for_one_by_one(tmp_path: Path) -> None:
+    with Store(tmp_path / "pods.db") as store:
+        assert POD.addresses[0] not in store.given
+        store.add(POD)
+        assert all(address in store.given for address in POD.addresses)
 
 
 def test_a_folder_without_room_is_told_and_nothing_is_written(tmp_path: Path) -> None:

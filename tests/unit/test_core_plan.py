@@ -51,6 +51,7 @@ def test_empty_plan_is_false_and_counts_nothing() -> None:
         (constants.RouteKind, "route_kind"),
         (constants.RouteFlag, "route_flag"),
         (constants.NodeFlag, "node_flag"),
+        (constants.EndpointFlag, "endpoint_flag"),
         (constants.NameKind, "name_kind"),
     ],
 )

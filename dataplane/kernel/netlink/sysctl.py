@@ -7,10 +7,13 @@ elsewhere). Must not know which settings podlane wants.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dataplane.kernel.netns import Netns, run_in
 from dataplane.model.errors import BadEnvironment
+
+_LONGEST = 1 << 16
 
 
 class Sysctls:
@@ -25,9 +28,13 @@ class Sysctls:
 
         def inside() -> str | None:
             try:
-                return path.read_text().strip()
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
+            try:
+                return os.read(fd, _LONGEST).decode().strip()
+            finally:
+                os.close(fd)
 
         return inside() if self._netns is None else run_in(self._netns, inside)
 
@@ -38,11 +45,19 @@ class Sysctls:
             BadEnvironment: the kernel has no such setting, or it may not be written.
         """
         path = self._root / name
+
+        def inside() -> None:
+            fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+
         try:
             if self._netns is None:
-                path.write_text(value)
+                inside()
             else:
-                run_in(self._netns, lambda: path.write_text(value))
+                run_in(self._netns, inside)
         except OSError as failure:
             raise BadEnvironment(
                 f"setting {path}",

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 
-from dataplane.kernel.netlink import wire
-from dataplane.kernel.netlink.values import Direction, Filter
+from dataplane.kernel.netlink import requests
+from dataplane.kernel.netlink.requests import CLSACT_PARENT
+from dataplane.kernel.netlink.values import Direction, Filter, Shaper
 from dataplane.kernel.netlink.wire import NetlinkError, Wire
-
-_CLSACT_PARENT = 0xFFFFFFF1
-_CLSACT_HANDLE = 0xFFFF0000
-_DIRECT_ACTION = 1
 
 
 class Tc:
@@ -29,7 +27,7 @@ class Tc:
         """All queueing disciplines: (device index, kind, parent)."""
         return sorted(
             (message["index"], message.attr("TCA_KIND"), message["parent"])
-            for message in self._wire.dump(wire.TC, {}, number=wire.TC_QDISC)
+            for message in self._wire.dump(requests.qdiscs())
         )
 
     def add_clsact(self, index: int) -> bool:
@@ -39,13 +37,7 @@ class Tc:
             NetlinkError: another kind of qdisc (ingress) has its place (EEXIST).
         """
         try:
-            self._wire.new(
-                wire.TC,
-                {"index": index, "handle": _CLSACT_HANDLE, "parent": _CLSACT_PARENT},
-                [("TCA_KIND", "clsact")],
-                flags=wire.CREATE | wire.EXCL,
-                number=wire.TC_QDISC,
-            )
+            self._wire.do(requests.new_clsact(index))
         except NetlinkError as refusal:
             if refusal.errno != errno.EEXIST or not self.has_clsact(index):
                 raise
@@ -53,26 +45,19 @@ class Tc:
         return True
 
     def has_clsact(self, index: int) -> bool:
-        return (index, "clsact", _CLSACT_PARENT) in self.qdiscs()
+        return (index, "clsact", CLSACT_PARENT) in self.qdiscs()
 
     def remove_clsact_if_empty(self, index: int) -> bool:
         """Take clsact off a device unless somebody's filter is at it; True if taken."""
         if not self.has_clsact(index) or any(self.filters(index, way) for way in Direction):
             return False
-        self._wire.delete(
-            wire.TC,
-            {"index": index, "handle": _CLSACT_HANDLE, "parent": _CLSACT_PARENT},
-            [("TCA_KIND", "clsact")],
-            number=wire.TC_QDISC,
-        )
+        self._wire.do(requests.delete_clsact(index))
         return True
 
     def filters(self, index: int, direction: Direction) -> list[Filter]:
         """Everybody's filters on one side of a device, in the order packets meet them."""
         try:
-            messages = self._wire.dump(
-                wire.TC, {"index": index, "parent": direction.value}, number=wire.TC_FILTER
-            )
+            messages = self._wire.dump(requests.filters(index, direction))
         except NetlinkError as refusal:
             if refusal.errno in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
                 return []  # no clsact, or no device
@@ -98,43 +83,46 @@ class Tc:
             )
         return sorted(found, key=lambda item: item.priority)
 
-    def attach(self, spec: Filter, program_fd: int) -> None:
-        """Put a direct-action program in its place, or replace what is there in place."""
-        self._wire.new(
-            wire.TC,
-            _place(spec),
-            [
-                ("TCA_KIND", "bpf"),
-                (
-                    "TCA_OPTIONS",
-                    {
-                        "attrs": [
-                            ["TCA_BPF_FD", program_fd],
-                            ["TCA_BPF_NAME", spec.name],
-                            ["TCA_BPF_FLAGS", _DIRECT_ACTION],
-                        ]
-                    },
-                ),
-            ],
-            flags=wire.CREATE | wire.REPLACE,
-            number=wire.TC_FILTER,
-        )
+    def attach(self, programs: Sequence[tuple[Filter, int]], *, new: bool = False) -> None:
+        """Put direct-action programs (descriptors) in their places, or instead of what is there.
+
+        Those of one device at once. `new`: it has no clsact yet, so that comes first.
+
+        Raises:
+            NetlinkError: the first refusal; `place` is the program's.
+        """
+        puts = [requests.put_program(spec, fd) for spec, fd in programs]
+        first = [requests.new_clsact(programs[0][0].index)] if new else []
+        try:
+            self._wire.do(*first, *puts)
+        except NetlinkError as refusal:
+            refusal.place = max(0, refusal.place - len(first))
+            raise
 
     def detach(self, spec: Filter) -> None:
         """Take one filter off; nothing to do if it is gone."""
+        self._wire.do(requests.delete_filter(spec))
+
+    def shape(self, index: int, shaper: Shaper) -> None:
+        """Let a device send no faster than this; a shaper that it has is changed.
+
+        Raises:
+            NetlinkError: ENOENT: the kernel has no token bucket.
+        """
+        self._wire.do(requests.put_shaper(index, shaper))
+
+    def shaper(self, index: int) -> Shaper | None:
+        """How a device is shaped by a token bucket; None if it is not."""
         try:
-            self._wire.delete(
-                wire.TC, _place(spec), [("TCA_KIND", spec.kind)], number=wire.TC_FILTER
-            )
+            found = self._wire.do(requests.root_qdisc(index))
         except NetlinkError as refusal:
-            if refusal.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
-                raise
-
-
-def _place(spec: Filter) -> dict[str, object]:
-    return {
-        "index": spec.index,
-        "handle": spec.handle,
-        "parent": spec.direction.value,
-        "info": spec.priority << 16 | socket.htons(spec.protocol),
-    }
+            if refusal.errno in (errno.ENOENT, errno.ENODEV):
+                return None
+            raise
+        for message in found:
+            options = message.attr("TCA_OPTIONS")
+            if message.attr("TCA_KIND") == "tbf" and options is not None:
+                parms = options.get_attr("TCA_TBF_PARMS")
+                rate = options.get_attr("TCA_TBF_RATE64") or parms["rate"]
+                return Shaper(rate, parms["limit"] - rate // 20)
+        return None

@@ -79,6 +79,19 @@ class Neighbour:
     mac: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Shaper:
+    """A token bucket at the root of a device: bytes a second, and bytes that may come at once."""
+
+    rate: int
+    burst: int
+
+    @property
+    def limit(self) -> int:
+        """Bytes in the bucket's queue before packets are dropped: a twentieth of a second's."""
+        return min(self.burst + self.rate // 20, (1 << 32) - 1)
+
+
 class Direction(enum.Enum):
     """Side of a device, as it sees the packet; the value is the parent at clsact."""
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request to rtnetlink, answered before the call returns.
+"""Requests to rtnetlink, one or many at once, answered before the call returns.
 
-pyroute2 knows the messages, and encodes and decodes them here; its own sockets need an
-event loop each and refuse to be used inside a running one, so the socket is ours: plain,
-blocking, opened inside the node's namespace and staying there. Must not know what a
-request means.
+`requests` encodes them, pyroute2 knows the answers and decodes them here; its own sockets
+need an event loop each and refuse to be used inside a running one, so the socket is ours:
+plain, blocking, opened inside the node's namespace and staying there. Must not know what
+a request means.
 """
 
 from __future__ import annotations
@@ -13,19 +13,28 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import Any, cast
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
-from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
+from pyroute2.netlink.rtnl.tcmsg import sched_bpf, sched_tbf, tcmsg
 
+from dataplane.kernel.netlink.requests import (
+    ACK,
+    ADDRESS,
+    DUMP,
+    FILTER,
+    LINK,
+    NEIGHBOUR,
+    QDISC,
+    REQUEST,
+    ROUTE,
+    Request,
+)
 from dataplane.kernel.netns import Netns, run_in
-
-REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
-REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 
 _ERROR, _DONE = 2, 3
 _MULTI, _DUMP_INTERRUPTED = 0x2, 0x10
@@ -34,8 +43,6 @@ _SOL_NETLINK = 270
 _EXT_ACK, _GET_STRICT_CHK = 11, 12
 _ACK_TLVS, _ACK_CAPPED = 0x200, 0x100
 _DUMP_TRIES = 8
-
-Attrs = Iterable[tuple[str, object]]
 
 
 class _BpfOptions(sched_bpf.options):  # type: ignore[misc] # pyroute2 ships no types
@@ -49,23 +56,40 @@ class _BpfOptions(sched_bpf.options):  # type: ignore[misc] # pyroute2 ships no 
     )
 
 
+class _TbfOptions(sched_tbf.options):  # type: ignore[misc]
+    """sch_tbf's options with the rate of those that are faster than 32 bits can say."""
+
+    nla_map = (*sched_tbf.options.nla_map, ("TCA_TBF_RATE64", "uint64"))
+
+
 class _Tc(tcmsg):  # type: ignore[misc]
     @staticmethod
     def get_options(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.get_attr("TCA_KIND") == "bpf":
-            return _BpfOptions
+        match self.get_attr("TCA_KIND"):
+            case "bpf":
+                return _BpfOptions
+            case "tbf":
+                return _TbfOptions
         return tcmsg.get_options(self, *args, **kwargs)
 
 
-LINK, ADDRESS, ROUTE, NEIGHBOUR, TC = ifinfmsg, ifaddrmsg, rtmsg, ndmsg, _Tc
-
-# First number of each object's three: new, delete, get.
-_BASE = {LINK: 16, ADDRESS: 20, ROUTE: 24, NEIGHBOUR: 28}
-TC_QDISC, TC_FILTER = 36, 44
+_KINDS: dict[int, Any] = {
+    LINK: ifinfmsg,
+    ADDRESS: ifaddrmsg,
+    ROUTE: rtmsg,
+    NEIGHBOUR: ndmsg,
+    QDISC: _Tc,
+    FILTER: _Tc,
+}
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request; `strerror` holds its own words if it gave any."""
+    """The kernel refused a request; `strerror` holds its own words if it gave any.
+
+    `place` is the request's among those that went together.
+    """
+
+    place = 0
 
 
 class Message:
@@ -94,69 +118,51 @@ class Wire:
     def close(self) -> None:
         self._socket.close()
 
-    def new(
-        self,
-        kind: Any,
-        fields: Mapping[str, object],
-        attrs: Attrs,
-        *,
-        flags: int = 0,
-        number: int | None = None,
-    ) -> None:
-        """Make or change one object."""
-        self._send(kind, _BASE[kind] if number is None else number, flags | ACK, fields, attrs)
-        self._answers(kind)
+    def do(self, *requests: Request) -> list[Message]:
+        """Have requests done in their order, all sent at once; what was asked for.
 
-    def delete(
-        self, kind: Any, fields: Mapping[str, object], attrs: Attrs, *, number: int | None = None
-    ) -> None:
-        """Delete one object."""
-        base = _BASE[kind] if number is None else number
-        self._send(kind, base + 1, ACK, fields, attrs)
-        self._answers(kind)
+        Each is tried, also after one that was refused.
 
-    def get(self, kind: Any, fields: Mapping[str, object], attrs: Attrs) -> Message:
-        """Ask for one object."""
-        self._send(kind, _BASE[kind] + 2, ACK, fields, attrs)
-        return self._answers(kind)[0]
+        Raises:
+            NetlinkError: the first refusal that is not `settled`.
+        """
+        first = self._sequence + 1
+        # An acknowledgement of the last one tells that all are done; refusals come anyway.
+        flags = [0] * (len(requests) - 1) + [ACK]
+        self._send(requests, flags)
+        answers, refusals = self._answers(first)
+        for place, refusal in refusals:
+            if refusal.errno not in requests[place].settled:
+                refusal.place = place
+                raise refusal
+        return answers
 
-    def dump(
-        self,
-        kind: Any,
-        fields: Mapping[str, object],
-        attrs: Attrs = (),
-        *,
-        number: int | None = None,
-    ) -> list[Message]:
+    def dump(self, request: Request) -> list[Message]:
         """Ask for all objects of a kind, as one consistent answer."""
-        base = _BASE[kind] if number is None else number
         for _ in range(_DUMP_TRIES):
-            self._send(kind, base + 2, DUMP, fields, attrs)
+            self._send([request], [DUMP])
             try:
-                return self._answers(kind)
+                answers, refusals = self._answers(self._sequence)
             except _Interrupted:
                 continue
+            for _, refusal in refusals:
+                raise refusal
+            return answers
         raise NetlinkError(errno.EAGAIN, "the objects changed faster than they could be read")
 
-    def _send(
-        self, kind: Any, number: int, flags: int, fields: Mapping[str, object], attrs: Attrs
-    ) -> None:
-        self._sequence += 1
-        message = kind()
-        for name, value in fields.items():
-            message[name] = value
-        message["attrs"] = [list(pair) for pair in attrs]
-        message["header"] = {
-            "type": number,
-            "flags": flags | REQUEST,
-            "sequence_number": self._sequence,
-            "pid": 0,
-        }
-        message.encode()
-        self._socket.send(message.data)
+    def _send(self, requests: Sequence[Request], flags: Sequence[int]) -> None:
+        parts = []
+        for one, more in zip(requests, flags, strict=True):
+            self._sequence += 1
+            length = _HEADER.size + len(one.body)
+            head = _HEADER.pack(length, one.number, one.flags | more | REQUEST, self._sequence, 0)
+            parts += [head, one.body, bytes(-length & 3)]
+        self._socket.send(b"".join(parts))
 
-    def _answers(self, kind: Any) -> list[Message]:
+    def _answers(self, first: int) -> tuple[list[Message], list[tuple[int, NetlinkError]]]:
+        """What came up to the end of the last request: objects, and refusals by place."""
         answers: list[Message] = []
+        refusals: list[tuple[int, NetlinkError]] = []
         interrupted = False
         while True:
             data = self._socket.recv(1 << 18)
@@ -164,15 +170,19 @@ class Wire:
             while offset + _HEADER.size <= len(data):
                 length, number, flags, sequence, _ = _HEADER.unpack_from(data, offset)
                 body, offset = data[offset : offset + length], offset + (length + 3 & ~3)
-                if sequence != self._sequence:
+                if not first <= sequence <= self._sequence:
                     continue
                 interrupted |= bool(flags & _DUMP_INTERRUPTED)
                 if number in (_ERROR, _DONE):
-                    _check(body, flags)
+                    refusal = _refusal(body, flags)
+                    if refusal is not None:
+                        refusals.append((sequence - first, refusal))
+                    if sequence < self._sequence:
+                        continue
                     if interrupted:
                         raise _Interrupted(errno.EINTR, "dump interrupted")
-                    return answers
-                message = kind(body)
+                    return answers, refusals
+                message = _KINDS[number & ~3](body)
                 message.decode()
                 answers.append(Message(message))
 
@@ -192,11 +202,11 @@ def _open() -> socket.socket:
     return opened
 
 
-def _check(body: bytes, flags: int) -> None:
-    """Raise what an error or end-of-dump message says, with the kernel's own words."""
+def _refusal(body: bytes, flags: int) -> NetlinkError | None:
+    """What an error or end-of-dump message says, with the kernel's own words."""
     (number,) = struct.unpack_from("=i", body, _HEADER.size) if len(body) >= 20 else (0,)
     if number == 0:
-        return
+        return None
     words = os.strerror(-number)
     if flags & _ACK_TLVS:
         offset = _HEADER.size + 4
@@ -212,4 +222,4 @@ def _check(body: bytes, flags: int) -> None:
                 text = body[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
                 words = f"{text} ({words})"
             offset += length + 3 & ~3
-    raise NetlinkError(-number, words)
+    return NetlinkError(-number, words)
