@@ -103,6 +103,7 @@ enum drop {
 	DROP_ANSWERED = 35, /* answer could not be built in this packet */
 	DROP_ICMP_QUOTE = 36, /* ICMP error quotes a packet that did not go between its ends */
 	DROP_MARTIAN = 37, /* address that no packet on this way may have */
+	DROP_SOURCE_RANGE = 38, /* source is in none of the Service's loadBalancerSourceRanges */
 	DROP_MAX = 48,
 };
 
@@ -121,6 +122,7 @@ enum service_flag {
 	SERVICE_EXTERNAL_LOCAL = 2, /* externalTrafficPolicy: Local */
 	SERVICE_AFFINITY = 4, /* sessionAffinity: ClientIP */
 	SERVICE_SOURCE_RANGES = 8, /* loadBalancerSourceRanges given */
+	SERVICE_RANGES_ODD = 16, /* which of its two lists of ranges counts */
 };
 
 /* What a backend may still be sent. Gone: no bit set. */
@@ -250,6 +252,21 @@ struct frontend {
 	__u32 service_id;
 	__u8 kind; /* enum frontend_kind */
 	__u8 zero[3];
+};
+
+/*
+ * Who may ask a Service's load-balancer addresses. A Service has two lists, of
+ * which its record names the one that counts, so that they change by one write:
+ * list is the service id << 1, plus 1 with SERVICE_RANGES_ODD.
+ */
+struct source_key {
+	__u32 prefix; /* length in bits, those of list included */
+	__u32 list;
+	struct addr address;
+};
+
+struct source {
+	__u32 service_id;
 };
 
 /*

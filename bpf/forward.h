@@ -108,10 +108,14 @@ static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hoo
 {
 	__u8 kind = path_kind(path);
 
+	/* a ClusterIP is none of these, and no pod's; whether its range is known or not */
+	if ((hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK) && kind != ROUTE_NODE &&
+	    kind != ROUTE_LOCAL && kind != ROUTE_TUNNEL && kind != ROUTE_NATIVE &&
+	    service_has_address(&p->tuple.dst))
+		return -DROP_NO_PORT;
 	if (hook == HOOK_FROM_POD) {
 		if (kind == ROUTE_SERVICE)
-			return service_has_address(&p->tuple.dst) ? -DROP_NO_PORT
-								  : -DROP_NO_SERVICE;
+			return -DROP_NO_SERVICE;
 		if (kind == ROUTE_LOCAL && !path->endpoint)
 			return -DROP_NO_POD;
 		if (kind == ROUTE_UNREACHABLE)
@@ -139,7 +143,10 @@ static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hoo
 	return 0;
 }
 
-/* Whether the source of a new flow is to be rewritten to an address of this node. */
+/*
+ * Whether the source of a new flow is to be rewritten to an address of this
+ * node: kube-proxy's rules (docs/decisions/0010), and pods' flows to the world.
+ */
 static __always_inline bool flow_needs_masquerade(enum hook hook, const struct node *n,
 						  const struct flow *f, const struct frontend *fe,
 						  const struct service *svc,
@@ -147,26 +154,26 @@ static __always_inline bool flow_needs_masquerade(enum hook hook, const struct n
 {
 	struct route *from;
 
-	if (hook == HOOK_FROM_POD || hook == HOOK_TO_UPLINK) {
-		if (path_masquerades(path))
-			return true;
-		if (!fe)
-			return false;
-		/* a pod that reaches itself would see its own address as the client's */
-		if (addr_equal(&f->client, &f->backend))
-			return true;
-		return fe->kind == FRONTEND_CLUSTER_IP && n->flags & NODE_MASQUERADE_ALL;
-	}
-	if (hook != HOOK_FROM_UPLINK || !fe || !svc)
+	if ((hook == HOOK_FROM_POD || hook == HOOK_TO_UPLINK) && path_masquerades(path))
+		return true;
+	if (!fe || !svc)
 		return false;
-	/* the node's own stack answers through to_uplink, where the reply is seen anyway */
+	/* a pod that reaches itself would see its own address as the client's */
+	if (addr_equal(&f->client, &f->backend))
+		return true;
+	/* its own stack's replies to an address of its own would never pass us; to others they do */
 	if (path_kind(path) == ROUTE_NODE || fe->kind == FRONTEND_HOST_PORT)
 		return false;
 	if (fe->kind == FRONTEND_CLUSTER_IP) {
+		if (hook == HOOK_FROM_POD || n->flags & NODE_MASQUERADE_ALL)
+			return n->flags & NODE_MASQUERADE_ALL;
 		from = route_find(&f->client);
 		return !from || !(from->flags & ROUTE_CLUSTER);
 	}
-	return !(svc->flags & SERVICE_EXTERNAL_LOCAL);
+	if (!(svc->flags & SERVICE_EXTERNAL_LOCAL))
+		return true;
+	/* the short cut from another node's pod: elsewhere nobody would translate its replies */
+	return hook == HOOK_FROM_UPLINK && !path->endpoint;
 }
 
 static __always_inline int flow_set_source(struct flow *f, const struct node *n,
@@ -232,10 +239,13 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		if (!svc)
 			return -DROP_NO_SERVICE;
 		f->service_id = id;
+		if (!service_admits(svc, fe, &p->tuple.src))
+			return -DROP_SOURCE_RANGE;
 		draft->recall.who.client = f->client;
 		draft->recall.who.service_id = id;
 		err = service_select_backend(
-			&draft->recall, svc, service_uses_local(svc, fe, hook == HOOK_FROM_UPLINK),
+			&draft->recall, svc,
+			service_uses_local(svc, fe, &p->tuple.src, hook == HOOK_FROM_UPLINK),
 			draft->revive == REVIVE_ONLY, &p->tuple, n->hash_seed, &id, &b);
 		if (err)
 			return err;

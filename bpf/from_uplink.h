@@ -13,12 +13,15 @@
 
 #include "forward.h"
 
-/* RFC 1812 5.3.7, RFC 4291 2.5.6: sources that can't be outside; a pod of this node isn't either. */
+/*
+ * RFC 1812 5.3.7, RFC 4291 2.5.6: addresses that can't be outside; a pod of this node isn't either.
+ * NodePorts on loopback are for the node itself alone.
+ */
 static __always_inline bool from_uplink_is_martian(struct packet *p)
 {
 	struct addr *src = &p->tuple.src;
 
-	return addr_is_martian(src) || addr_is_multicast(src) ||
+	return addr_is_martian(src) || addr_is_martian(&p->tuple.dst) || addr_is_multicast(src) ||
 	       (FAMILY == 6 && addr_is_link_local(src)) || endpoints.lookup(src);
 }
 

@@ -35,6 +35,9 @@ SHARED_MAP("hash", struct peer_key, struct peer, peers, 1024, BPF_F_NO_PREALLOC)
 /* Agent writes; from_pod, from_uplink read. An entry is written after the service that it points to. */
 FAMILY_MAP("hash", struct frontend_key, struct frontend, frontends, 1024, BPF_F_NO_PREALLOC);
 
+/* By list and source: longest prefix first. Agent writes a list that does not count; from_pod, from_uplink read. */
+FAMILY_MAP("lpm_trie", struct source_key, struct source, source_ranges, 1024, BPF_F_NO_PREALLOC);
+
 /* By service id. Agent writes, slots first; a set changes by one write. */
 SHARED_MAP("array", __u32, struct service, services, 1024, 0);
 

@@ -9,6 +9,7 @@
 #define PODLANE_SERVICE_H
 
 #include "affinity.h"
+#include "route.h"
 
 static __always_inline __u32 flow_hash(const struct flow_key *key, __u32 seed)
 {
@@ -44,19 +45,41 @@ static __always_inline bool service_has_address(const struct addr *address)
 	return frontends.lookup(&key) != NULL;
 }
 
+/* Where nodes route to each other's pods, a pod of another node is no outside sender. */
+static __always_inline bool service_sender_is_pod(const struct addr *source)
+{
+	struct route *from = route_find(source);
+
+	return from && from->kind == ROUTE_NATIVE;
+}
+
 /*
  * Which traffic policy binds this packet. internalTrafficPolicy Local binds
  * the ClusterIP for every sender; externalTrafficPolicy Local binds outside
  * senders only, pods and nodes take the short cut to all endpoints.
  */
 static __always_inline bool service_uses_local(const struct service *svc, const struct frontend *fe,
-					       bool outside)
+					       const struct addr *source, bool from_uplink)
 {
 	if (fe->kind == FRONTEND_CLUSTER_IP)
 		return svc->flags & SERVICE_INTERNAL_LOCAL;
-	if (fe->kind == FRONTEND_HOST_PORT)
+	if (fe->kind == FRONTEND_HOST_PORT || !from_uplink)
 		return false;
-	return outside && svc->flags & SERVICE_EXTERNAL_LOCAL;
+	return svc->flags & SERVICE_EXTERNAL_LOCAL && !service_sender_is_pod(source);
+}
+
+/* loadBalancerSourceRanges: they guard load-balancer addresses, from everybody. */
+static __always_inline bool service_admits(const struct service *svc, const struct frontend *fe,
+					   const struct addr *source)
+{
+	struct source_key key;
+
+	if (fe->kind != FRONTEND_LOAD_BALANCER || !(svc->flags & SERVICE_SOURCE_RANGES))
+		return true;
+	key.prefix = (sizeof(key.list) + sizeof(key.address)) * 8;
+	key.list = fe->service_id << 1 | !!(svc->flags & SERVICE_RANGES_ODD);
+	key.address = *source;
+	return source_ranges.lookup(&key) != NULL;
 }
 
 /*

@@ -34,6 +34,8 @@ _ROWS: Mapping[str, type] = {
     "peer": rows.PeerRow,
     "frontend_key": rows.FrontendKey,
     "frontend": rows.FrontendRow,
+    "source_key": rows.SourceKey,
+    "source": rows.SourceRow,
     "service": rows.ServiceRow,
     "slot": rows.SlotRow,
     "backend": rows.BackendRow,

@@ -35,6 +35,7 @@ DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
         "routes": 16384,
         "peers": 16384,
         "frontends": 65536,
+        "source_ranges": 16384,
         "services": 32768,
         "service_counters": 32768,
         "slots": 262144,

@@ -30,14 +30,16 @@ from dataplane.model.rows import (
     RouteRow,
     ServiceRow,
     SlotRow,
+    SourceKey,
+    SourceRow,
     Table,
     UplinkRow,
 )
 
-Key = int | IPAddress | RouteKey | FrontendKey | NameKey
+Key = int | IPAddress | RouteKey | FrontendKey | SourceKey | NameKey
 Row = (
-    NodeRow | UplinkRow | EndpointRow | RouteRow | PeerRow | FrontendRow | ServiceRow | SlotRow
-    | BackendRow | NameRow | FlowBudget
+    NodeRow | UplinkRow | EndpointRow | RouteRow | PeerRow | FrontendRow | SourceRow | ServiceRow
+    | SlotRow | BackendRow | NameRow | FlowBudget
 )  # fmt: skip
 State = Mapping[Table, Mapping[Key, Row]]
 
@@ -47,6 +49,7 @@ NAMES = Table("names")
 PEERS = Table("peers")
 SERVICE_COUNTERS = Table("service_counters")
 FRONTENDS = {family: Table("frontends", family) for family in Family}
+SOURCE_RANGES = {family: Table("source_ranges", family) for family in Family}
 BACKENDS = {family: Table("backends", family) for family in Family}
 BACKEND_COUNTERS = {family: Table("backend_counters", family) for family in Family}
 ROUTES = {family: Table("routes", family) for family in Family}

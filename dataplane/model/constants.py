@@ -28,6 +28,7 @@ class ServiceFlag(enum.IntFlag):
     EXTERNAL_LOCAL = 2
     AFFINITY = 4
     SOURCE_RANGES = 8
+    RANGES_ODD = 16
 
 
 class BackendFlag(enum.IntFlag):

@@ -110,6 +110,22 @@ class FrontendRow:
     kind: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class SourceKey:
+    """struct source_key; prefix counts the 32 bits of list, too."""
+
+    list: int
+    prefix: int
+    address: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """struct source."""
+
+    service_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class BackendSet:
     """One backend set: places base .. base + count - 1 of `slots`, all with this epoch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 from dataplane.abi.codec import codec
@@ -151,6 +152,8 @@ class Tables:
         """A Service with all its backends, in an agent's order of writes."""
         for backend in service.backends:
             self.put_backend(service, backend, flags)
+        for text in service.ranges:
+            self.put_range(service, text[self.family is Family.V6])
         self.put_set(service, service.backends)
         for name, port, kind in service.frontends:
             # A NodePort is served on each node's own addresses.
@@ -160,6 +163,14 @@ class Tables:
             if kind is FrontendKind.CLUSTER_IP:
                 whole = rows.FrontendRow(0, int(FrontendKind.ADDRESS))
                 self.put("frontends", rows.FrontendKey(address, 0, 0), whole)
+
+    def put_range(self, service: world.Service, text: str, odd: bool | None = None) -> None:
+        """A range of one of a Service's two lists; by default of the one that counts."""
+        network = ip_network(text)
+        if odd is None:
+            odd = ServiceFlag.RANGES_ODD in service.flags
+        key = rows.SourceKey(service.id << 1 | odd, 32 + network.prefixlen, network.network_address)
+        self.put("source_ranges", key, rows.SourceRow(service.id))
 
     def put_backend(
         self, service: world.Service, backend: world.Backend, flags: int, **fields: int

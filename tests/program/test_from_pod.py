@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from dataplane.model.constants import EndpointFlag, NodeFlag
 from dataplane.model.net import Family
+from dataplane.model.rows import RouteKey
 from tests.program import world
 from tests.program.node import Node
 from tests.program.result import (
@@ -109,25 +110,37 @@ SERVICES: list[Row] = [
         "tcp client:40000 > here:10250",
     ),
     (
-        "the node's port, from inside",
+        "the node's port hides pods, too",
         "tcp client:40000 > here:30081",
         through_tunnel(),
-        "tcp client:40000 > remote:8080 ttl=63",
+        "tcp router:MASQ > remote:8080 ttl=63",
     ),
     (
-        "the load balancer's address, from inside",
+        "the load balancer's address",
         "tcp client:40000 > balancer:80",
         into("neighbour"),
-        "tcp client:40000 > neighbour:8080 ttl=63",
+        "tcp router:MASQ > neighbour:8080 ttl=63",
     ),
     (
-        "an external address, from inside",
+        "an external address",
         "tcp client:40000 > external:80",
         into("neighbour"),
-        "tcp client:40000 > neighbour:8080 ttl=63",
+        "tcp router:MASQ > neighbour:8080 ttl=63",
     ),
     (
-        "externalTrafficPolicy Local does not bind a pod",
+        "the node's port, and the backend is the node itself",
+        "tcp client:40000 > here:30092",
+        PASSED,
+        "tcp client:40000 > here:10250",
+    ),
+    (
+        "a hostPort keeps the pod's address",
+        "tcp client:40000 > here:8888",
+        into("neighbour"),
+        "tcp client:40000 > neighbour:8888 ttl=63",
+    ),
+    (
+        "externalTrafficPolicy Local neither binds nor hides a pod",
         "tcp client:40000 > here:30088",
         through_tunnel(),
         "tcp client:40000 > remote:8088 ttl=63",
@@ -149,6 +162,12 @@ SERVICES: list[Row] = [
     ("a port that the Service has not", "tcp client:40000 > near:81", refused("NO_PORT"), None),
     ("a protocol that the port has not", "udp client:40000 > near:80", refused("NO_PORT"), None),
     ("a ping of a Service is not answered", "echo client > near", dropped("NO_PORT"), None),
+    (
+        "a load balancer's address for some, and the pod is one of them",
+        "tcp client:40000 > balancer:8015",
+        into("neighbour"),
+        "tcp router:MASQ > neighbour:8015 ttl=63",
+    ),
     (
         "an address of the range that no Service has",
         "tcp client:40000 > no-service:80",
@@ -270,6 +289,12 @@ class TestNativeRouting:
                 "tcp client:40000 > remote:8080 ttl=63",
             ),
             (
+                "behind the node's port",
+                "tcp client:40000 > here:30081",
+                by_next_hop(),
+                "tcp router:MASQ > remote:8080 ttl=63",
+            ),
+            (
                 "the other node sees the pod itself",
                 "tcp client:40000 > there:22",
                 out_by(),
@@ -317,10 +342,54 @@ def test_an_interface_that_is_no_known_pod_sends_nothing(here: Node) -> None:
     here.run("from_pod", world.STRANGER, frame).expect(dropped("SPOOFED_SOURCE"))
 
 
-def test_all_pods_may_be_masqueraded_towards_services(here: Node) -> None:
+MASQUERADE_ALL: list[Row] = [
+    (
+        "a ClusterIP hides pods",
+        "tcp client:40000 > far:80",
+        through_tunnel(),
+        "tcp router:MASQ > remote:8080 ttl=63",
+    ),
+    (
+        "not before the node's own servers",
+        "tcp client:40000 > daemon:80",
+        PASSED,
+        "tcp client:40000 > here:10250",
+    ),
+    (
+        "nothing else: externalTrafficPolicy Local",
+        "tcp client:40000 > here:30088",
+        through_tunnel(),
+        "tcp client:40000 > remote:8088 ttl=63",
+    ),
+    (
+        "nothing else: a hostPort",
+        "tcp client:40000 > here:8888",
+        into("neighbour"),
+        "tcp client:40000 > neighbour:8888 ttl=63",
+    ),
+    (
+        "nothing else: another pod",
+        "tcp client:40000 > neighbour:80",
+        into("neighbour"),
+        "tcp client:40000 > neighbour:80 ttl=63",
+    ),
+]
+
+
+@table(MASQUERADE_ALL)
+def test_masquerade_all_adds_what_asks_a_cluster_ip(
+    here: Node, sent: str, verdict: Verdict, seen: str | None
+) -> None:
     here.change("node", 0, flags=int(NodeFlag.VXLAN | NodeFlag.MASQUERADE_ALL))
-    sent = here.from_pod("client", "tcp client:40000 > far:80")
-    sent.expect(through_tunnel(), "tcp router:MASQ > remote:8080 ttl=63")
+    here.from_pod("client", sent).expect(verdict, seen)
+
+
+def test_a_cluster_ip_refuses_unknown_ports_though_no_service_range_is_known(here: Node) -> None:
+    """Without serviceCIDRs a ClusterIP's address is the world, were it not for its frontends."""
+    network = ip_network(world.SERVICE_RANGE[here.family is Family.V6])
+    assert here.delete("routes", RouteKey(network.prefixlen, network.network_address))
+    here.from_pod("client", "tcp client:40000 > near:81").expect(refused("NO_PORT"))
+    here.from_pod("client", "tcp client:40000 > no-service:80").expect(out_by())
 
 
 def test_masquerade_uses_the_address_of_the_uplink_that_leads_there(here: Node) -> None:

@@ -95,6 +95,19 @@ FRONT_DOORS: list[Row] = [
         into("neighbour"),
         "tcp router:MASQ > neighbour:8080 ttl=63",
     ),
+    (
+        "a port that the ClusterIP has not",
+        "tcp outside:40000 > near:81",
+        refused("NO_PORT"),
+        None,
+    ),
+    (
+        "a port that the load balancer's address has not is the network's",
+        "tcp outside:40000 > balancer:81",
+        PASSED,
+        None,
+    ),
+    ("loopback, from outside", "tcp outside:40000 > loopback:30080", dropped("MARTIAN"), None),
     ("no endpoint", "tcp outside:40000 > here:30084", refused("NO_BACKEND"), None),
     (
         "mid-flow, of a flow that nobody knows",
@@ -134,6 +147,126 @@ THE_REST: list[Row] = [
     ("a port just below the range", "udp outside:53 > here:60999", PASSED, None),
     ("a port just above the range", "udp outside:53 > here:65000", PASSED, None),
 ]
+
+
+GUARDED: list[Row] = [
+    (
+        "a client in a range",
+        "tcp outside:40000 > balancer:8015",
+        into("neighbour"),
+        "tcp router:MASQ > neighbour:8015 ttl=63",
+    ),
+    (
+        "a client in none is not answered",
+        "tcp outside2:40000 > balancer:8015",
+        dropped("SOURCE_RANGE"),
+        None,
+    ),
+    (
+        "the balancer's own address as source",
+        "tcp balancer:40000 > balancer:8015",
+        into("neighbour"),
+        "tcp router:MASQ > neighbour:8015 ttl=63",
+    ),
+    (
+        "the node's port is open to all",
+        "tcp outside2:40000 > here:30015",
+        into("neighbour"),
+        "tcp router:MASQ > neighbour:8015 ttl=63",
+    ),
+    (
+        "so is an external address",
+        "tcp outside2:40000 > external:8015",
+        into("neighbour"),
+        "tcp router:MASQ > neighbour:8015 ttl=63",
+    ),
+    (
+        "so is the ClusterIP",
+        "tcp outside2:40000 > guarded:80",
+        into("neighbour"),
+        "tcp router:MASQ > neighbour:8015 ttl=63",
+    ),
+    ("no endpoint, in a range", "tcp outside:40000 > balancer:8016", refused("NO_BACKEND"), None),
+    (
+        "no endpoint, in none: silent all the same",
+        "tcp outside2:40000 > balancer:8016",
+        dropped("SOURCE_RANGE"),
+        None,
+    ),
+]
+
+
+@table(GUARDED)
+def test_source_ranges_guard_a_load_balancers_address_alone(
+    here: Node, sent: str, verdict: Verdict, seen: str | None
+) -> None:
+    here.from_uplink(sent).expect(verdict, seen)
+
+
+def test_pods_are_checked_against_source_ranges_too(here: Node) -> None:
+    asked = here.from_pod("neighbour", "tcp neighbour:40000 > balancer:8015")
+    asked.expect(dropped("SOURCE_RANGE"))
+
+
+def test_a_list_of_ranges_counts_with_the_write_that_names_it(here: Node) -> None:
+    open_to_all = world.EVERYWHERE[here.family is Family.V6]
+    here.put_range(world.GUARDED, open_to_all, odd=False)
+    asked = "tcp outside2:40000 > balancer:8015"
+    here.from_uplink(asked).expect(dropped("SOURCE_RANGE"))
+    here.change("services", world.GUARDED.id, flags=int(ServiceFlag.SOURCE_RANGES))
+    here.from_uplink(asked).expect(into("neighbour"))
+
+
+def test_an_established_connection_outlives_a_change_of_ranges(here: Node) -> None:
+    here.from_uplink("tcp outside:40000 > balancer:8015").expect(into("neighbour"))
+    here.change("services", world.GUARDED.id, flags=int(ServiceFlag.SOURCE_RANGES))
+    here.from_uplink("tcp outside:40000 > balancer:8015 A ack=7").expect(into("neighbour"))
+    here.from_uplink("tcp outside:40001 > balancer:8015").expect(dropped("SOURCE_RANGE"))
+
+
+class TestSendersOfOtherNodes:
+    """Native routing: pods of other nodes come by the uplink under their own addresses."""
+
+    @pytest.fixture
+    def underlay(self) -> world.Underlay:
+        return world.Underlay(vxlan=False)
+
+    @table(
+        [
+            (
+                "externalTrafficPolicy Local does not bind them",
+                "tcp remote:40000 > here:30087",
+                into("neighbour"),
+                "tcp remote:40000 > neighbour:8087 ttl=63",
+            ),
+            (
+                "an endpoint elsewhere answers by this node",
+                "tcp remote:40000 > here:30088",
+                by_next_hop(),
+                "tcp router:MASQ > remote:8088 ttl=63",
+            ),
+            (
+                "nor are they hidden at a ClusterIP",
+                "tcp remote:40000 > near:80",
+                into("neighbour"),
+                "tcp remote:40000 > neighbour:8080 ttl=63",
+            ),
+            (
+                "but behind the node's port",
+                "tcp remote:40000 > here:30080",
+                into("neighbour"),
+                "tcp router:MASQ > neighbour:8080 ttl=63",
+            ),
+            (
+                "a node is an outside sender",
+                "tcp there:40000 > here:30088",
+                dropped("NO_LOCAL_BACKEND"),
+                None,
+            ),
+        ]
+    )
+    def test_a_pod_asks(self, here: Node, sent: str, verdict: Verdict, seen: str | None) -> None:
+        here.from_uplink(sent).expect(verdict, seen)
 
 
 @table(FRONT_DOORS)

@@ -47,6 +47,7 @@ CAST = {
     # special
     "gateway": ("169.254.1.1", "fe80::1"),
     "unspecified": ("0.0.0.0", "::"),
+    "loopback": ("127.0.0.1", "::1"),
     "group": ("224.0.0.251", "ff02::fb"),
     "broadcast": ("255.255.255.255", "ff02::1"),
     # Services
@@ -60,6 +61,7 @@ CAST = {
     "inside": ("10.96.0.9", "fd00:96::9"),
     "pair": ("10.96.0.10", "fd00:96::10"),
     "daemon": ("10.96.0.12", "fd00:96::12"),
+    "guarded": ("10.96.0.15", "fd00:96::15"),
     "balancer": ("203.0.113.100", "2001:db8:9::100"),
     "external": ("203.0.113.101", "2001:db8:9::101"),
 }
@@ -132,7 +134,8 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One Service port: frontends are (address, port, kind)."""
+    """One Service port: frontends are (address, port, kind). ranges are of its list that flags
+    names."""
 
     id: int
     protocol: int
@@ -140,6 +143,7 @@ class Service:
     backends: tuple[Backend, ...] = ()
     flags: ServiceFlag = field(default=ServiceFlag(0))
     affinity_seconds: int = 0
+    ranges: tuple[tuple[str, str], ...] = ()  # loadBalancerSourceRanges of each family
 
 
 def _cluster(name: str, port: int) -> tuple[str, int, FrontendKind]:
@@ -195,9 +199,34 @@ TWIN = Service(  # another Service with NEAR's very backend
 HOST_PORT = Service(
     14, TCP, (("here", 8888, FrontendKind.HOST_PORT),), (Backend(16, "neighbour", 8888),)
 )
+GUARDED = Service(  # loadBalancerSourceRanges: outside, client and the balancer's own address
+    15,
+    TCP,
+    (
+        _cluster("guarded", 80),
+        _node(30015),
+        ("balancer", 8015, FrontendKind.LOAD_BALANCER),
+        ("external", 8015, FrontendKind.EXTERNAL_IP),
+    ),
+    (Backend(17, "neighbour", 8015),),
+    ServiceFlag.SOURCE_RANGES | ServiceFlag.RANGES_ODD,
+    ranges=(
+        ("203.0.113.8/31", "2001:db8:9::8/127"),
+        ("10.244.1.10/32", "fd00:244:1::10/128"),
+        ("203.0.113.100/32", "2001:db8:9::100/128"),
+    ),
+)
+GUARDED_EMPTY = Service(  # and no endpoint
+    16,
+    TCP,
+    (("balancer", 8016, FrontendKind.LOAD_BALANCER),),
+    (),
+    ServiceFlag.SOURCE_RANGES,
+    ranges=(("203.0.113.8/31", "2001:db8:9::8/127"),),
+)
 SERVICES = (
     NEAR, FAR, SELF, EMPTY, EMPTY_UDP, NEAR_UDP, KEPT, AWAY, INSIDE, PAIR, PAIR_UDP, DAEMON, TWIN,
-    HOST_PORT,
+    HOST_PORT, GUARDED, GUARDED_EMPTY,
 )  # fmt: skip
 SLOTS_PER_SERVICE = 32
 EPOCH = 1

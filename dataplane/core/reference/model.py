@@ -81,6 +81,9 @@ class Reference:
             return None
         if is_group(to) or is_link_local_v6(to):
             return self._pass(flow, rules.LINK)
+        # nothing on loopback is for who is outside (proxier.go: block incoming localnet)
+        if is_nowhere(to):
+            return _drop(rules.IMPOSSIBLE_ADDRESS)
         # whoever is asked of as outside, though a slice has its address here, is no pod
         stolen = source in local_pods(self.world)
         stolen = stolen and self.world.entry_of(source) is not Entry.OUTSIDE
@@ -104,11 +107,11 @@ class Reference:
         if frontend is None:
             return None
         endpoints = self.endpoints(frontend)
-        # Reject before all: the Service has no usable endpoint anywhere.
-        if not endpoints.cluster.places:
-            return Answer(Verdict.REJECT, rules.NO_ENDPOINTS, frontend.name)
+        # nftables' firewall-check comes before service-endpoints-check; iptables drops there too.
         if frontend.door is Door.LOAD_BALANCER and not self._is_admitted(flow, frontend):
             return _drop(rules.SOURCE_RANGES, frontend.name)
+        if not endpoints.cluster.places:
+            return Answer(Verdict.REJECT, rules.NO_ENDPOINTS, frontend.name)
         usable, empty = self._usable(flow, frontend, endpoints)
         if not usable.places:
             return _drop(empty, frontend.name)
