@@ -131,14 +131,17 @@ static __always_inline int socket_choose(union socket_room *room, const struct f
 
 	if (!svc)
 		return -DROP_NO_SERVICE;
+	if (!service_admits(svc, fe, &n->primary))
+		return -DROP_SOURCE_RANGE;
 	socket_tuple(&room->tuple, to, cookie);
 	/* all of the node's own processes are one client, whichever address they will have */
 	room->recall.who.client = n->primary;
 	room->recall.who.service_id = service_id;
 	/* a packet that meets a set while it changes is sent again; a system call only fails */
 	for (int i = 0; i < 2; i++) {
-		err = service_select_backend(&room->recall, svc, service_uses_local(svc, fe, false),
-					     false, &room->tuple, n->hash_seed, &id, &b);
+		err = service_select_backend(&room->recall, svc,
+					     service_uses_local(svc, fe, &n->primary, false), false,
+					     &room->tuple, n->hash_seed, &id, &b);
 		if (err == -DROP_BACKEND_SET)
 			continue;
 		if (err)
