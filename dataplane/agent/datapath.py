@@ -18,6 +18,7 @@ from dataplane.agent import derive, node, pins, uplinks
 from dataplane.agent.config import Config
 from dataplane.agent.facts import Facts, Uplink
 from dataplane.agent.health import Vitals
+from dataplane.agent.known import Known
 from dataplane.agent.log import log
 from dataplane.agent.nodesockets import NodeSockets
 from dataplane.agent.pods import Pods
@@ -39,7 +40,7 @@ from dataplane.kernel.source import bundle_path
 from dataplane.model.constants import NameKind
 from dataplane.model.errors import BadEnvironment, TableFull
 from dataplane.model.net import Family
-from dataplane.model.objects import Batch, Kind, Node, Problem
+from dataplane.model.objects import Batch, Node, Problem
 from dataplane.model.rows import NameKey, NameRow, NodeRow, PeerRow, Table
 
 NODE = {family: Table("node", family) for family in Family}
@@ -60,7 +61,8 @@ class NodeDatapath:
         self, config: Config, facts: Facts, own: Node | None, links: Links, datapath: Datapath,
         store: Store, bundle: Bundle, undo: ExitStack,
     ) -> None:  # fmt: skip
-        self._config, self._facts, self._links, self._store = config, facts, links, store
+        self._known = Known(config)
+        self._facts, self._links, self._store = facts, links, store
         self._undo = undo
         self._datapath = datapath
         self._writer = Writer(datapath)
@@ -72,7 +74,6 @@ class NodeDatapath:
             links, store, self._hooks, self._tables, facts, Releases(config.state_dir),
             self._publish,
         )  # fmt: skip
-        self._nodes: dict[str, Node] = {}
         self._nodes_changed = True
         self._source_problems: tuple[Problem, ...] = ()
         self._route_problems: tuple[Problem, ...] = ()
@@ -141,13 +142,9 @@ class NodeDatapath:
         """Take in a batch, write what changed; what is not served."""
         self._synced |= batch.synced
         self._source_problems = batch.problems if batch.synced else self._source_problems
-        for key in batch.deletes:
-            if key.kind_name == Kind.NODE.value:
-                self._nodes_changed |= self._nodes.pop(key.name, None) is not None
-        for one in batch.upserts:
-            if isinstance(one, Node) and self._nodes.get(one.name) != one:
-                self._nodes[one.name] = one
-                self._nodes_changed = True
+        if self._known.take(batch):
+            self._nodes_changed = True
+            self._follow_own_node()
         if self._synced and self._nodes_changed:
             self._put_routes()
             self._nodes_changed = False
@@ -157,11 +154,12 @@ class NodeDatapath:
         if plan:
             refused = self._writer.execute(plan)
             log("tables_written", entries=plan.entries)
-        self.vitals.own = self._nodes.get(self._facts.name)
+        self.vitals.own = self._known.nodes.get(self._facts.name)
         self.vitals.written(self._synced, refused)
         problems = {
             *self._source_problems,
             *self._node_problems,
+            *(self._known.problems(self._facts) if self._synced else ()),
             *self._uplink_problems,
             *self._route_problems,
             *self._kernel_problems,
@@ -200,7 +198,7 @@ class NodeDatapath:
         """
         self._node_problems = ()
         try:
-            found = uplinks.discover(self._links, self._config.uplinks, self._facts.addresses)
+            found = uplinks.discover(self._links, self._known.config.uplinks, self._facts.addresses)
         except BadEnvironment as lost:
             self._node_problems = (Problem(lost.what, "uplinks", lost.why),)
             return
@@ -212,7 +210,16 @@ class NodeDatapath:
                 self._facts = before  # so that the next look tries again
                 self._node_problems = (Problem("uplinks", "uplinks", str(refused)),)
         self._nodes_changed = True
-        self._desired.configure(self._settings(self._nodes.get(self._facts.name)))
+        self._desired.configure(self._settings(self._known.nodes.get(self._facts.name)))
+
+    def _follow_own_node(self) -> None:
+        """Addresses, zone or Service ranges may be others."""
+        addresses = self._known.addresses(self._facts)
+        if addresses != self._facts.addresses:
+            log("node_addresses_changed", addresses=[str(one) for one in addresses])
+            self._facts = replace(self._facts, addresses=addresses)
+            self.look_again()
+        self._desired.configure(self._settings(self._known.nodes.get(self._facts.name)))
 
     def _follow_uplinks(self, found: tuple[Uplink, ...]) -> None:
         """Rows and programs of other uplinks than before."""
@@ -234,7 +241,9 @@ class NodeDatapath:
             # The seed stays: the other half of a flow is found again by it.
             seed = before.hash_seed if isinstance(before, NodeRow) else 0
             seed = seed or secrets.randbits(32) | 1
-            self._tables.put(table, {0: derive.node_row(self._config, self._facts, family, seed)})
+            self._tables.put(
+                table, {0: derive.node_row(self._known.config, self._facts, family, seed)}
+            )
         self._put_uplinks()
 
     def _put_uplinks(self) -> None:
@@ -244,7 +253,7 @@ class NodeDatapath:
         self._uplink_problems = tuple(map(_no_room, refused))
 
     def _put_routes(self) -> None:
-        routes = make_routes(self._route_facts(), self._nodes.values())
+        routes = make_routes(self._route_facts(), self._known.nodes.values())
         problems = list(routes.problems)
         for family, table in tables_of.ROUTES.items():
             rows: dict[Key, Row] = dict(routes.rows[family].items())
@@ -257,6 +266,7 @@ class NodeDatapath:
 
     def _put_kernel_routes(self) -> None:
         wanted = node.kernel_routes(self._facts, self._routes)
+        wanted += node.service_routes(self._links, self._facts, self._known.config.service_cidrs)
         changed, self._kernel_problems = node.settle_routes(self._links, wanted)
         for words in changed:
             log("kernel_route_changed", change=words)
@@ -294,9 +304,9 @@ class NodeDatapath:
 
     def _route_facts(self) -> RouteFacts:
         return derive.route_facts(
-            self._config,
+            self._known.config,
             self._facts,
-            self._nodes.values(),
+            self._known.nodes.values(),
             node.own_addresses(self._links, self._facts),
             node.others_routes(self._links),
         )
@@ -305,7 +315,7 @@ class NodeDatapath:
 
     def _settings(self, own: Node | None) -> Settings:
         addresses = node.own_addresses(self._links, self._facts)
-        return derive.settings(self._config, self._facts, own, addresses)
+        return derive.settings(self._known.config, self._facts, own, addresses)
 
     def _limits(self) -> Limits:
         size = self._tables.size

@@ -17,11 +17,12 @@ import enum
 import os
 import signal
 import time
+from asyncio import TaskGroup
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 
-from dataplane.agent import install, node, pins
+from dataplane.agent import install, node, pins, source
 from dataplane.agent.config import Config
 from dataplane.agent.datapath import NodeDatapath
 from dataplane.agent.health import HealthServers
@@ -30,9 +31,8 @@ from dataplane.agent.rundir import SOCKET, RunDir
 from dataplane.cni.server import Server
 from dataplane.cni.store import Store
 from dataplane.kernel.netlink import Events, Links, NetlinkError
-from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
+from dataplane.model.errors import BadEnvironment, PodlaneError
 from dataplane.model.objects import Batch, Node, Problem
-from dataplane.sources.watch import watch
 
 STORE = "pods.db"
 SETTLE_SECONDS = 0.1
@@ -47,13 +47,11 @@ class _Word(enum.Enum):
 
 
 def run(config: Config, manifests: Path | None) -> int:
-    """Run the node until SIGTERM or SIGINT; the process's exit status.
+    """Run the node, from a folder or from the API server, until SIGTERM or SIGINT; the process's exit status.
 
     Raises:
         PodlaneError: the node could not be brought up; what was made for it is gone again.
     """
-    if manifests is None:
-        raise BadInput("podlane agent", "has no source of objects", "give --manifests DIR")
     if os.geteuid() != 0:
         raise BadEnvironment("podlane agent", "needs root", "run it with sudo")
     rundir = RunDir(config.run_dir, config.node_name)
@@ -86,29 +84,65 @@ def _refusals_named(node_name: str) -> Iterator[None]:
         ) from refusal
 
 
-async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
+async def _serve(config: Config, manifests: Path | None, rundir: RunDir) -> None:
     inbox: asyncio.Queue[Batch | _Word] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, inbox.put_nowait, _Word.STOP)
+    if not pins.folders(config.bpffs_dir) and install.withdraw(config):
+        log("conflist_withdrawn", why="the node has no datapath yet")
+    report = _Report(rundir)
+    try:
+        async with aclosing(source.batches(config, manifests)) as batches, TaskGroup() as tasks:
+            pump = tasks.create_task(_pump(batches, inbox))
+            batch = await _first(inbox, config, manifests is not None, report)
+            if batch is not None:
+                await _run_node(config, batch, inbox, report, tasks)
+            pump.cancel()
+    except BaseExceptionGroup as group:
+        # What failed first ended the others; whoever reports it wants it as it is.
+        raise group.exceptions[0] from None
+    log("agent_stopped", node=config.node_name)
+
+
+async def _first(
+    inbox: asyncio.Queue[Batch | _Word], config: Config, whole: bool, report: _Report
+) -> Batch | None:
+    """All objects, once the node can be brought up from them; None if told to stop.
+
+    Args:
+        whole: the first batch has all that there will be.
+    """
+
+    async def get() -> Batch | None:
+        word = await inbox.get()
+        return word if isinstance(word, Batch) else None
+
+    return await (get() if whole else source.complete(get, config, report.problems))
+
+
+async def _run_node(
+    config: Config,
+    batch: Batch,
+    inbox: asyncio.Queue[Batch | _Word],
+    report: _Report,
+    tasks: TaskGroup,
+) -> None:
+    """Bring the node up, and follow objects and network until told to stop."""
+    loop = asyncio.get_running_loop()
     with ExitStack() as closing:
         links = closing.enter_context(Links())
         store = closing.enter_context(Store(config.state_dir / STORE))
-        source = watch(manifests)
-        batch = await anext(source)
         own = next(
             (o for o in batch.upserts if isinstance(o, Node) and o.name == config.node_name), None
         )
         facts = node.find_facts(config, links, own)
-        if not pins.folders(config.bpffs_dir) and install.withdraw(config):
-            log("conflist_withdrawn", why="the node has no datapath yet")
         events = closing.enter_context(Events())
         datapath = closing.enter_context(NodeDatapath.bring_up(config, facts, own, links, store))
-        report = _Report(rundir)
         problems = datapath.apply(batch)
         report.problems(problems)
         datapath.finish()
-        server = Server(rundir.path / SOCKET, datapath.pods, log)
+        server = Server(report.folder / SOCKET, datapath.pods, log)
         await server.start()
         servers = HealthServers(datapath.vitals, config.healthz_address)
         await servers.settle()
@@ -128,27 +162,22 @@ async def _serve(config: Config, manifests: Path, rundir: RunDir) -> None:
                 loop.call_at(due, inbox.put_nowait, _Word.NETWORK)
 
         loop.add_reader(events.fileno(), look)
+        others = (
+            tasks.create_task(datapath.sweeps.run()),
+            tasks.create_task(_care(datapath)),
+        )
         try:
-            async with asyncio.TaskGroup() as tasks:
-                others = (
-                    tasks.create_task(_pump(source, inbox)),
-                    tasks.create_task(datapath.sweeps.run()),
-                    tasks.create_task(_care(datapath)),
-                )
-                await _follow(inbox, datapath, servers, report)
-                for task in others:
-                    task.cancel()
-        except* (PodlaneError, NetlinkError) as group:
-            raise group.exceptions[0] from None
+            await _follow(inbox, datapath, servers, report)
         finally:
+            for task in others:
+                task.cancel()
             loop.remove_reader(events.fileno())
             await servers.close()
             await server.stop()
-        log("agent_stopped", node=config.node_name)
 
 
-async def _pump(source: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Word]) -> None:
-    async for batch in source:
+async def _pump(batches: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Word]) -> None:
+    async for batch in batches:
         inbox.put_nowait(batch)
 
 
@@ -192,10 +221,14 @@ class _Report:
     def __init__(self, rundir: RunDir) -> None:
         self._rundir = rundir
         self._problems: tuple[str, ...] = ()
-        self._ready = False
+        self._state = "starting"
+
+    @property
+    def folder(self) -> Path:
+        return self._rundir.path
 
     def ready(self) -> None:
-        self._ready = True
+        self._state = "ready"
         self._say()
 
     def problems(self, problems: tuple[Problem, ...]) -> None:
@@ -206,8 +239,8 @@ class _Report:
             log("problem_gone", problem=old)
         changed = found != self._problems
         self._problems = found
-        if changed and self._ready:
+        if changed:
             self._say()
 
     def _say(self) -> None:
-        self._rundir.say("ready", problems=list(self._problems))
+        self._rundir.say(self._state, problems=list(self._problems))

@@ -29,13 +29,13 @@ from dataplane.agent.facts import (
 from dataplane.cni.store import Store
 from dataplane.core.addresses import router_address
 from dataplane.core.routes import KernelRoute as RouteOfCore
-from dataplane.core.routes import Routes
+from dataplane.core.routes import Routes, covers
 from dataplane.kernel import netns
 from dataplane.kernel.hooks import Hooks, Role, detach
 from dataplane.kernel.netlink import OUR_ROUTES, KernelRoute, Link, Links, NetlinkError
 from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadEnvironment, BadInput
-from dataplane.model.net import Family, IPAddress
+from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
 from dataplane.model.objects import Node, Problem
 
 VXLAN = "vxlan"
@@ -217,6 +217,21 @@ def kernel_routes(facts: Facts, routes: Routes) -> list[KernelRoute]:
             elif row.kind == RouteKind.NATIVE:
                 found.append(KernelRoute(prefix, row.ifindex, gateway=row.hop, source=source))
     return found
+
+
+def service_routes(links: Links, facts: Facts, ranges: Iterable[IPNetwork]) -> list[KernelRoute]:
+    """Ways to Service ranges, where the node has no route that covers them (no default route).
+
+    A process of the node may look for a route before the socket programs have given its
+    socket a backend; no packet takes this one.
+    """
+    there = [route.destination for route in others_routes(links)]
+    return [
+        KernelRoute(one, facts.holder_index, source=source, link_scope=True)
+        for one in ranges
+        if (source := facts.routers.get(family_of(one))) is not None
+        and not any(covers(route, one) for route in there)
+    ]
 
 
 def settle_routes(

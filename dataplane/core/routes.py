@@ -9,7 +9,7 @@ addresses, own addresses. Must not read the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
@@ -93,6 +93,7 @@ def make_routes(facts: RouteFacts, nodes: Iterable[Node]) -> Routes:
     others = sorted((n for n in nodes if n.name != facts.node), key=lambda n: n.name)
     for node in others:
         _pod_routes(routes, facts, world, node, owners)
+    routes.problems += _overlaps(owners, facts.service_cidrs)
     for node in others:
         for address in node.addresses:
             # In native mode other nodes know the way to our pods, in VXLAN mode the link may not.
@@ -103,6 +104,21 @@ def make_routes(facts: RouteFacts, nodes: Iterable[Node]) -> Routes:
     for own in (*facts.addresses, *(r for r in routers if r is not None)):
         routes.put(_host(own), RouteRow(RouteKind.NODE))
     return routes
+
+
+def _overlaps(
+    owners: Mapping[IPNetwork, str], service_cidrs: Iterable[IPNetwork]
+) -> Iterator[Problem]:
+    """Ranges that share addresses: the longer one wins, which is hardly what was meant."""
+    ranges = [(cidr, f"Node {name}", "spec.podCIDRs") for cidr, name in owners.items()]
+    ranges += [(cidr, "Service ranges", "serviceCIDRs") for cidr in service_cidrs]
+    ranges.sort(key=lambda r: (r[0].version, int(r[0].network_address), r[0].prefixlen, r[1]))
+    last: tuple[IPNetwork, str] | None = None  # the one that reaches furthest
+    for cidr, owner, where in ranges:
+        if last and last[0].version == cidr.version and cidr[0] in last[0]:
+            yield Problem(owner, where, f"{cidr} overlaps {last[0]} of {last[1]}")
+        else:
+            last = cidr, owner
 
 
 def _pod_routes(
@@ -196,10 +212,14 @@ def _host(address: IPAddress) -> IPNetwork:
     return ip_network(address)
 
 
-def _inside(prefix: IPNetwork, ranges: Iterable[IPNetwork]) -> bool:
-    return any(
-        candidate.version == prefix.version
-        and candidate.prefixlen <= prefix.prefixlen
-        and prefix.network_address in candidate
-        for candidate in ranges
+def covers(wide: IPNetwork, prefix: IPNetwork) -> bool:
+    """Whether all of `prefix` is in `wide`."""
+    return (
+        wide.version == prefix.version
+        and wide.prefixlen <= prefix.prefixlen
+        and prefix.network_address in wide
     )
+
+
+def _inside(prefix: IPNetwork, ranges: Iterable[IPNetwork]) -> bool:
+    return any(covers(candidate, prefix) for candidate in ranges)

@@ -8,7 +8,7 @@ Must not write, and never takes a file that is being written for what it will be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from dataplane.model.errors import BadInput
@@ -26,7 +26,7 @@ _State = tuple[int, int, int]
 _Listing = dict[Path, _State]
 
 
-async def watch(directory: str | Path) -> AsyncIterator[Batch]:
+async def watch(directory: str | Path) -> AsyncGenerator[Batch, None]:
     """The objects of a folder, then each change to them; never ends.
 
     A change is taken once the folder looked the same twice, 30 ms apart, or a second after

@@ -77,12 +77,12 @@ class AgentNode:
     def run(self, command: str, check: bool = True) -> str:
         return sh(f"ip netns exec {self.ns} {command}", check)
 
-    def start(self, manifests: Path, wait: bool = True) -> None:
-        """Start the agent and wait until it says ready."""
+    def start(self, manifests: Path | None, wait: bool = True) -> None:
+        """Start the agent, with no folder to run from the API server that its config names."""
         log = (self.folder / "agent.log").open("a")
         self.process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.ns}", PODLANE, "agent", "--config", str(self.config),
-             "--manifests", str(manifests)],
+             *(("--manifests", str(manifests)) if manifests else ())],
             stderr=log, stdout=log, text=True,
         )  # fmt: skip
         if wait:

@@ -185,3 +185,15 @@ def test_second_node_with_the_same_range_is_a_problem() -> None:
     assert [str(p) for p in routes.problems] == [
         "Node zwei: spec.podCIDRs: 10.244.2.0/24 is taken by Node two"
     ]
+
+
+def test_ranges_that_overlap_are_named() -> None:
+    wide = node("wide", "192.0.2.3", "10.244.0.0/16")
+    odd = node("odd", "192.0.2.4", "10.96.5.0/24")
+    found = {str(problem) for problem in make_routes(FACTS, [TWO, wide, odd]).problems}
+    assert found == {
+        "Node one: spec.podCIDRs: 10.244.1.0/24 overlaps 10.244.0.0/16 of Node wide",
+        "Node two: spec.podCIDRs: 10.244.2.0/24 overlaps 10.244.0.0/16 of Node wide",
+        "Node odd: spec.podCIDRs: 10.96.5.0/24 overlaps 10.96.0.0/12 of Service ranges",
+    }
+    assert make_routes(FACTS, [TWO]).problems == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from dataplane.sources import parsing
 from dataplane.sources import watch as watching
 from dataplane.sources.watch import watch
 
-Follow = Callable[[AsyncIterator[Batch]], Awaitable[None]]
+Follow = Callable[[AsyncGenerator[Batch, None]], Awaitable[None]]
 
 
 def node(name: str, zone: str = "a") -> str:
@@ -37,7 +37,7 @@ def follow(folder: Path, story: Follow) -> None:
         try:
             await asyncio.wait_for(story(batches), 20)
         finally:
-            await batches.aclose()  # type: ignore[attr-defined]
+            await batches.aclose()
 
     asyncio.run(run())
 
@@ -50,7 +50,7 @@ def test_only_what_changed_is_told(tmp_path: Path) -> None:
     put(tmp_path / "a.yaml", node("one") + node("two"))
     put(tmp_path / "b.yaml", node("three"))
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         first = await anext(batches)
         assert names(first) == ["one", "two", "three"]
         assert first.synced
@@ -79,7 +79,7 @@ def test_only_changed_files_are_parsed_again(
     for name in ("a", "b", "c"):
         put(tmp_path / f"{name}.yaml", node(name))
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         await anext(batches)
         put(tmp_path / "b.yaml", node("other"))
         await anext(batches)
@@ -91,7 +91,7 @@ def test_only_changed_files_are_parsed_again(
 def test_file_that_does_not_parse_keeps_its_last_good_state(tmp_path: Path) -> None:
     put(tmp_path / "a.yaml", node("one"))
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         await anext(batches)
         put(tmp_path / "a.yaml", node("one", zone="b") + "}")
         bad = await anext(batches)
@@ -111,7 +111,7 @@ def test_file_being_written_is_not_taken_half_done(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     put(file, "".join(node(f"n{number}") for number in range(20)))
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         await anext(batches)
 
         async def write() -> None:
@@ -133,7 +133,7 @@ def test_file_being_written_is_not_taken_half_done(tmp_path: Path) -> None:
 def test_renamed_file_deletes_nothing(tmp_path: Path) -> None:
     put(tmp_path / "a.yaml", node("one"))
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         await anext(batches)
         os.rename(tmp_path / "a.yaml", tmp_path / "b.yaml")
         await asyncio.sleep(0)
@@ -152,7 +152,7 @@ def test_start_without_one_file_is_refused(tmp_path: Path) -> None:
     """To serve the rest would be to delete what the last run served from this one."""
     (tmp_path / "a.yaml").write_text("}")
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         with pytest.raises(BadInput, match="does not parse"):
             await anext(batches)
 
@@ -160,7 +160,7 @@ def test_start_without_one_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_start_without_folder_is_refused(tmp_path: Path) -> None:
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         with pytest.raises(BadInput, match="is not a folder"):
             await anext(batches)
 
@@ -172,7 +172,7 @@ def test_folder_that_goes_keeps_what_it_held(tmp_path: Path) -> None:
     folder.mkdir()
     put(folder / "a.yaml", node("one"))
 
-    async def story(batches: AsyncIterator[Batch]) -> None:
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
         await anext(batches)
         os.rename(folder, tmp_path / "away")
         waiting = asyncio.ensure_future(anext(batches))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from dataplane.model.objects import Batch, Object, ObjectKey, Problem
 from dataplane.sources.kubernetes.access import Access
@@ -28,7 +28,7 @@ IMPATIENCE_SECONDS = 0.5
 
 async def watch(
     access: Access, node: str, *, service_cidrs: bool, patience: Patience | None = None
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     """The objects of a cluster, then each change to them; never ends.
 
     Batches are synced once every kind has been listed. Before that they tell problems, and
