@@ -104,7 +104,16 @@ enum drop {
 	DROP_ICMP_QUOTE = 36, /* ICMP error quotes a packet that did not go between its ends */
 	DROP_MARTIAN = 37, /* address that no packet on this way may have */
 	DROP_SOURCE_RANGE = 38, /* source is in none of the Service's loadBalancerSourceRanges */
+	DROP_TAIL = 39, /* internal: the program that goes on with it is missing */
 	DROP_MAX = 48,
+};
+
+/* Programs that others end in, by their place in `tails`. */
+enum tail {
+	TAIL_START = 0, /* first packet of a flow: where it goes */
+	TAIL_CLAIM = 1, /* the same: its tuples, and on its way */
+	TAIL_ANSWER = 2, /* packet whose sender is told why it goes no further */
+	TAIL_MAX = 3,
 };
 
 /* What a frontend is. Decides policy, masquerade and what `services` shows. */

@@ -11,3 +11,4 @@
 #include "from_overlay.h"
 #include "to_overlay.h"
 #include "socket.h"
+#include "tails.h"

@@ -212,8 +212,8 @@ static __always_inline bool flow_limit_reached(const struct packet *p, const str
 }
 
 /*
- * The first packet of a flow. 0: both halves are written and path is where its
- * backend is; ACTION_PASS: not ours; else -DROP_x.
+ * The first packet of a flow. 0: the draft says where it goes and how its
+ * source is chosen; ACTION_PASS: not ours; else -DROP_x.
  */
 static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, struct packet *p,
 				      const struct node *n, struct flow_draft *draft)
@@ -223,11 +223,10 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	struct service *svc = NULL;
 	struct frontend *fe;
 	struct backend *b;
-	__u64 now = bpf_ktime_get_ns();
 	__u32 id;
 	int err;
 
-	ct_draft(draft, p, now);
+	ct_draft(draft, p, bpf_ktime_get_ns());
 	if (p->tuple.protocol != IPPROTO_TCP)
 		draft->revive = REVIVE_FIRST;
 	else if (!packet_opens(p))
@@ -280,7 +279,17 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	}
 	if (hook == HOOK_FROM_POD && draft->revive != REVIVE_ONLY && flow_limit_reached(p, n))
 		return -DROP_FLOW_LIMIT;
-	err = nat_claim_source(skb, draft, p, n, now);
+	return 0;
+}
+
+/* The same, its tuples. 0: both halves are written; ACTION_PASS: not ours; else -DROP_x. */
+static __always_inline int flow_claim(struct __sk_buff *skb, struct packet *p, const struct node *n,
+				      struct flow_draft *draft)
+{
+	struct flow *f = &draft->flow;
+	int err;
+
+	err = nat_claim_source(skb, draft, p, n, f->last_seen);
 	if (err == -DROP_NO_FLOW && draft->plain)
 		return ACTION_PASS;
 	if (err)
@@ -301,7 +310,7 @@ static __always_inline int flow_check(const struct packet *p, struct flow *f)
 
 /* Hands a packet over: translates what is still to be translated, then sends it on its path. */
 static __always_inline int forward_known(struct __sk_buff *skb, struct scratch *s,
-					 const struct node *n, const struct flow *f)
+					 const struct node *n, const struct flow *f, bool error)
 {
 	struct packet *p = &s->packet;
 	bool reply = f->flags & FLOW_REPLY;
@@ -318,7 +327,7 @@ static __always_inline int forward_known(struct __sk_buff *skb, struct scratch *
 	err = route_check(skb, p, n, &path, uplink);
 	if (err < 0)
 		return err;
-	if (p->icmp_error)
+	if (error)
 		err = flow_translate_error(skb, p, f);
 	else
 		err = flow_translate(skb, p, f);
@@ -351,8 +360,8 @@ static __always_inline int forward_error(struct __sk_buff *skb, enum hook hook, 
 	return path_masquerades(&path) ? -DROP_NO_FLOW : 0;
 }
 
-static __always_inline int forward_flow(struct __sk_buff *skb, enum hook hook, struct scratch *s,
-					const struct node *n, struct flow **found)
+static __always_inline int forward_flow(struct __sk_buff *skb, struct scratch *s,
+					struct flow **found)
 {
 	struct packet *p = &s->packet;
 	struct flow *f = flows.lookup(&p->tuple);
@@ -368,10 +377,8 @@ static __always_inline int forward_flow(struct __sk_buff *skb, enum hook hook, s
 		if (err)
 			f = NULL;
 	}
-	if (!f) {
-		*found = &s->draft.flow;
-		return flow_start(skb, hook, p, n, &s->draft);
-	}
+	if (!f)
+		return verdict_tail(skb, TAIL_START);
 	*found = f;
 	service_count(f, p, false);
 	return f->flags & FLOW_VIA_STACK ? ACTION_PASS : 0;
@@ -388,10 +395,10 @@ static __always_inline int forward(struct __sk_buff *skb, enum hook hook, struct
 	if (s->packet.icmp_error)
 		err = forward_error(skb, hook, s, n, &f);
 	else
-		err = forward_flow(skb, hook, s, n, &f);
+		err = forward_flow(skb, s, &f);
 	if (err)
 		return err;
-	return f ? forward_known(skb, s, n, f) : -DROP_CONFIG;
+	return f ? forward_known(skb, s, n, f, s->packet.icmp_error) : -DROP_CONFIG;
 }
 
 #endif

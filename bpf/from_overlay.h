@@ -66,7 +66,7 @@ static __always_inline int from_overlay_handle(struct __sk_buff *skb, struct scr
 
 int from_overlay(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_FROM_OVERLAY);
 
 	return s ? verdict_return(skb, s, HOOK_FROM_OVERLAY, from_overlay_handle(skb, s))
 		 : TC_ACT_SHOT;

@@ -195,7 +195,7 @@ static __always_inline int from_pod_handle(struct __sk_buff *skb, struct scratch
 
 int from_pod(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_FROM_POD);
 
 	return s ? verdict_return(skb, s, HOOK_FROM_POD, from_pod_handle(skb, s)) : TC_ACT_SHOT;
 }
@@ -236,7 +236,7 @@ static __always_inline int from_pod_answer_arp(struct __sk_buff *skb)
 
 int from_pod_l2(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_FROM_POD);
 	int result;
 
 	if (!s)

@@ -55,7 +55,7 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 
 int from_uplink(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_FROM_UPLINK);
 
 	return s ? verdict_return(skb, s, HOOK_FROM_UPLINK, from_uplink_handle(skb, s))
 		 : TC_ACT_SHOT;

@@ -212,17 +212,24 @@ static __always_inline bool answer_is_due(void)
 	return budget->sent++ < ANSWERS_PER_SECOND;
 }
 
-/* The answer to a packet dropped for this reason, if there is one. router: our own address. */
+static __always_inline bool answer_refuses(__u32 reason)
+{
+	return reason >= DROP_NO_BACKEND && reason <= DROP_NO_FLOW;
+}
+
+/* Whether there is an answer to a packet dropped for this reason. */
+static __always_inline bool answer_is_known(__u32 reason)
+{
+	return answer_refuses(reason) || reason == DROP_HOP_LIMIT || reason == DROP_TOO_BIG;
+}
+
+/* The answer to a packet dropped for a reason that has one. router: our own address. */
 static __always_inline int answer_drop(struct __sk_buff *skb, struct scratch *s, __u32 reason,
 				       const struct addr *router)
 {
-	bool refused = reason >= DROP_NO_BACKEND && reason <= DROP_NO_FLOW;
-
-	if (!refused && reason != DROP_HOP_LIMIT && reason != DROP_TOO_BIG)
-		return -DROP_ANSWERED;
 	if (!packet_may_be_answered(&s->packet) || !answer_is_due())
 		return -DROP_ANSWERED;
-	if (!refused) {
+	if (!answer_refuses(reason)) {
 		s->answer.source = *router;
 		if (addr_is_zero(router))
 			return -DROP_ANSWERED;

@@ -89,6 +89,12 @@ SHARED_MAP("hash", struct name_key, struct name, names, 1024, BPF_F_NO_PREALLOC)
 /* The packet in hand. Programs only. */
 FAMILY_MAP("percpu_array", __u32, struct scratch, scratch, 1, 0);
 
+/*
+ * By enum tail. The loader makes and fills one with each generation of
+ * programs, before any of them is attached; it lives as long as they do.
+ */
+FAMILY_MAP("prog", __u32, __u32, tails, TAIL_MAX, 0);
+
 /* What the last packet of this CPU came to. Programs write; test runs read. */
 SHARED_MAP("percpu_array", __u32, struct verdict, verdicts, 1, 0);
 

@@ -57,14 +57,22 @@
 #define ETHERTYPE      (FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6)
 
 /* The packet in hand, with nothing known of it yet. NULL can't happen, but the verifier asks. */
-static __always_inline struct scratch *scratch_begin(void)
+static __always_inline struct scratch *scratch_get(void)
 {
 	__u32 zero = 0;
-	struct scratch *s = scratch.lookup(&zero);
+
+	return scratch.lookup(&zero);
+}
+
+/* A packet arrives at a hook: nothing is known of it. */
+static __always_inline struct scratch *scratch_begin(enum hook hook)
+{
+	struct scratch *s = scratch_get();
 
 	if (s) {
 		__builtin_memset(&s->packet, 0, sizeof(s->packet));
 		__builtin_memset(&s->verdict, 0, sizeof(s->verdict));
+		s->verdict.hook = hook;
 	}
 	return s;
 }

@@ -40,7 +40,7 @@ static __always_inline int to_overlay_handle(struct __sk_buff *skb, struct scrat
 
 int to_overlay(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_TO_OVERLAY);
 
 	return s ? verdict_return(skb, s, HOOK_TO_OVERLAY, to_overlay_handle(skb, s)) : TC_ACT_SHOT;
 }

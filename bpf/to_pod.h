@@ -79,7 +79,7 @@ static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *
 
 int to_pod(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_TO_POD);
 
 	return s ? verdict_return(skb, s, HOOK_TO_POD, to_pod_handle(skb, s)) : TC_ACT_SHOT;
 }

@@ -11,27 +11,13 @@
 
 #include "forward.h"
 
-/* A pod's packet that the stack routed; its flow may be known, new, or lost. */
-static __always_inline int to_uplink_masquerade(struct __sk_buff *skb, struct packet *p,
-						struct flow_draft *draft)
+/* A pod's packet that the stack routed, of a flow that is new or lost. */
+static __always_inline int to_uplink_masquerade(struct __sk_buff *skb, struct packet *p)
 {
-	struct node *n = node_get();
 	struct path path = {};
-	int err;
 
-	if (!n)
-		return -DROP_CONFIG;
 	route_lookup(&p->tuple.dst, &path);
-	if (!path_masquerades(&path))
-		return ACTION_PASS;
-	err = flow_start(skb, HOOK_TO_UPLINK, p, n, draft);
-	/* without a flow it may not leave under the pod's address, which no one outside knows */
-	if (err == ACTION_PASS)
-		return -DROP_NO_FLOW;
-	if (err)
-		return err;
-	err = flow_translate(skb, p, &draft->flow);
-	return err ? err : ACTION_PASS;
+	return path_masquerades(&path) ? verdict_tail(skb, TAIL_START) : ACTION_PASS;
 }
 
 static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratch *s)
@@ -67,12 +53,12 @@ static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratc
 		return ACTION_PASS;
 	if (p->icmp_error)
 		return -DROP_NO_FLOW;
-	return to_uplink_masquerade(skb, p, &s->draft);
+	return to_uplink_masquerade(skb, p);
 }
 
 int to_uplink(struct __sk_buff *skb)
 {
-	struct scratch *s = scratch_begin();
+	struct scratch *s = scratch_begin(HOOK_TO_UPLINK);
 
 	return s ? verdict_return(skb, s, HOOK_TO_UPLINK, to_uplink_handle(skb, s)) : TC_ACT_SHOT;
 }

@@ -63,6 +63,13 @@ static __always_inline int verdict_answer(struct __sk_buff *skb, struct scratch 
 	return err;
 }
 
+/* Goes on in another program, for good; what is known of the packet stands in scratch. */
+static __always_inline int verdict_tail(struct __sk_buff *skb, enum tail place)
+{
+	tails.call(skb, place);
+	return -DROP_TAIL;
+}
+
 static __always_inline int verdict_redirect(struct __sk_buff *skb, const struct verdict *v)
 {
 	struct bpf_redir_neigh hop = {};
@@ -102,34 +109,37 @@ static __always_inline int verdict_redirect(struct __sk_buff *skb, const struct 
 	}
 }
 
-/* result: an enum action, or a negated enum drop. */
-static __always_inline int verdict_return(struct __sk_buff *skb, struct scratch *s, enum hook hook,
-					  int result)
+/* The packet goes where its verdict says. */
+static __always_inline int verdict_leave(struct __sk_buff *skb, struct verdict *v, int action)
 {
-	const struct packet *p = &s->packet;
-	struct verdict *v = &s->verdict;
 	struct verdict *last;
 	__u32 zero = 0;
 
-	v->hook = hook;
-	if (result < 0) {
-		v->reason = -result;
-		verdict_count(p, hook, v->reason);
-		result = ACTION_DROP;
-		if (hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK ||
-		    hook == HOOK_FROM_OVERLAY) {
-			result = verdict_answer(skb, s, hook);
-			if (result < 0)
-				result = ACTION_DROP;
-		}
-	}
-	v->action = result;
-	if (result == ACTION_ANSWER)
+	v->action = action;
+	if (action == ACTION_ANSWER)
 		v->ifindex = skb->ifindex;
 	last = verdicts.lookup(&zero);
 	if (last)
 		*last = *v;
 	return verdict_redirect(skb, v);
+}
+
+/* result: an enum action, or a negated enum drop. */
+static __always_inline int verdict_return(struct __sk_buff *skb, struct scratch *s, enum hook hook,
+					  int result)
+{
+	struct verdict *v = &s->verdict;
+
+	if (result < 0) {
+		v->reason = -result;
+		verdict_count(&s->packet, hook, v->reason);
+		if ((hook == HOOK_FROM_POD || hook == HOOK_FROM_UPLINK ||
+		     hook == HOOK_FROM_OVERLAY) &&
+		    answer_is_known(v->reason))
+			verdict_tail(skb, TAIL_ANSWER);
+		result = ACTION_DROP;
+	}
+	return verdict_leave(skb, v, result);
 }
 
 #endif

@@ -32,7 +32,7 @@ _BESIDE = {
     "endpoint_counters": "endpoints",
     "endpoint_flows": "endpoints",
 }
-_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget"})
+_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget", "tails"})
 _SPARE = 8  # entries that a question adds
 
 

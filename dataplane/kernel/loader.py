@@ -10,6 +10,9 @@ Below the node's bpffs folder, for ABI version 1:
 
 Each pin appears by rename, so none is ever half-made, and the link is taken away
 before pins change and put back after, so a load that was cut off is done again.
+A map of programs (`tails`) is made anew with them: what still runs goes on in its own
+kind, for the kernel empties such a map when its last pin goes, and the old one's stays,
+as v1/map/old_NAME_ID, until `settle` (decision 0015).
 Must not attach programs or fill maps, except for copying a map that changes its size.
 """
 
@@ -20,7 +23,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,10 +39,13 @@ from dataplane.model.rows import Table
 
 _BPFFS_MAGIC = 0xCAFE4A11
 _NEW = "new_"  # begins the name of a pin that is not in place yet; a dot is not allowed there
+_OLD = "old_"  # begins the name of a pin that programs still attached may need
 _LINK = "bundle"
 _LOG_SIZE = 16 << 20
 # Their sizes follow from the programs.
-_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget"})
+_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget", "tails"})
+_PROGRAMS = "prog"  # type of a map of programs in bpf/maps.h
+_TAIL = "tail_"  # begins the hook of a program that others end in, named as in enum tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +61,37 @@ class _Move:
 class Datapath:
     """Maps and programs of a node, by fd, until closed. `loaded`: the programs are new.
 
-    After a load that changed a map's size, programs still attached fill the old map:
-    replace them on their devices, then call `settle`.
+    Programs still attached fill a map that has another size now, and end in programs of
+    their own kind: replace them on their devices, then call `settle`.
     """
 
     maps: dict[Table, int] = field(default_factory=dict)
     programs: dict[str, int] = field(default_factory=dict)
+    tails: dict[Table, int] = field(default_factory=dict)  # no table: it holds programs
     loaded: bool = False
     _moves: list[_Move] = field(default_factory=list)
+    _root: Path | None = None
 
     def settle(self) -> None:
-        """Bring over what old programs wrote since a map was copied; new entries win."""
+        """No old program runs: let go of theirs, and bring over what they wrote last.
+
+        Entries that the new programs made win.
+        """
         while self._moves:
             move = self._moves.pop()
             if move.spec.type == bpf.MAP_LRU_HASH:  # no other map's entries are the programs'
                 _copy_missing(move)
             os.close(move.old)
+        if self._root is not None:
+            for old in (self._root / "map").glob(f"{_OLD}*"):
+                old.unlink()
 
     def close(self) -> None:
         """Close all file descriptors; what is pinned stays."""
-        for fd in (*self.maps.values(), *self.programs.values(), *(m.old for m in self._moves)):
+        kinds = (self.maps, self.programs, self.tails)
+        for fd in (*(fd for kind in kinds for fd in kind.values()), *(m.old for m in self._moves)):
             os.close(fd)
-        self.maps, self.programs, self._moves = {}, {}, []
+        self.maps, self.programs, self.tails, self._moves = {}, {}, {}, []
 
     def __enter__(self) -> Datapath:
         return self
@@ -106,14 +121,16 @@ def load(bundle_: Bundle | Path, bpffs: Path, sizes: Mapping[str, int] | None = 
             _make_folder(folder, undo)
         with _locked(root):
             _sweep(root)
-            datapath = Datapath()
+            datapath = Datapath(_root=root)
             undo.callback(datapath.close)
             pins: dict[Path, int] = {}
+            tails = [spec for spec in content.maps if spec.type == bpf.MAP_PROG_ARRAY]
             for spec in content.maps:
-                _open_map(spec, sizes.get(spec.name, spec.max_entries), root, datapath, pins)
-            if pins or not _reopen_programs(content, root, datapath):
-                datapath.programs.update(_load_programs(content.programs, datapath.maps))
-                datapath.loaded = True
+                if spec not in tails:
+                    _open_map(spec, sizes.get(spec.name, spec.max_entries), root, datapath, pins)
+            if pins or not _reopen_programs(content, tails, root, datapath):
+                _make_programs(content.programs, tails, datapath)
+                pins.update((root / "map" / t.pin, fd) for t, fd in datapath.tails.items())
                 pins.update((root / "prog" / n, fd) for n, fd in datapath.programs.items())
                 _pin(pins, root, content)
         undo.pop_all()
@@ -121,7 +138,7 @@ def load(bundle_: Bundle | Path, bpffs: Path, sizes: Mapping[str, int] | None = 
 
 
 def load_unpinned(content: Bundle, sizes: Mapping[str, int], programs: Collection[str]) -> Datapath:
-    """Maps without pins and the programs of these names: a copy that ends when it is closed.
+    """Maps without pins, the programs of these names and what they end in, until it is closed.
 
     Raises as `load` does.
     """
@@ -129,13 +146,13 @@ def load_unpinned(content: Bundle, sizes: Mapping[str, int], programs: Collectio
     datapath = Datapath()
     with ExitStack() as undo:
         undo.callback(datapath.close)
+        tails = [spec for spec in content.maps if spec.type == bpf.MAP_PROG_ARRAY]
         for spec in content.maps:
-            size = sizes.get(spec.name, spec.max_entries)
-            table = Table(spec.name, Family(spec.family) if spec.family else None)
-            datapath.maps[table] = _create_map(spec, size)
-        chosen = [program for program in content.programs if program.name in programs]
-        datapath.programs.update(_load_programs(chosen, datapath.maps))
-        datapath.loaded = True
+            if spec not in tails:
+                size = sizes.get(spec.name, spec.max_entries)
+                datapath.maps[_table(spec)] = _create_map(spec, size)
+        chosen = [one for one in content.programs if one.name in programs or _is_tail(one)]
+        _make_programs(chosen, tails, datapath)
         undo.pop_all()
     return datapath
 
@@ -176,6 +193,8 @@ def check_bpffs(path: Path) -> None:
 # ---- before anything is made ----
 def _tables() -> Iterator[Table]:
     for name, declared in abi(Family.V4).maps.items():
+        if declared.type == _PROGRAMS:
+            continue
         if declared.per_family:
             yield from (Table(name, family) for family in Family)
         else:
@@ -253,17 +272,20 @@ def _open_map(
 ) -> None:
     """The pinned map if its size is right, else a new one with the old one's entries."""
     path = root / "map" / spec.pin
-    table = Table(spec.name, Family(spec.family) if spec.family else None)
     old = _reopen(spec, path, root)
     if old is not None and bpf.map_info(old).max_entries == size:
-        datapath.maps[table] = old
+        datapath.maps[_table(spec)] = old
         return
     if old is not None:
         datapath._moves.append(_Move(spec, old, -1))
-    datapath.maps[table] = pins[path] = new = _create_map(spec, size)
+    datapath.maps[_table(spec)] = pins[path] = new = _create_map(spec, size)
     if old is not None:
         datapath._moves[-1] = _Move(spec, old, new)
         _copy(datapath._moves[-1], size)
+
+
+def _table(spec: MapSpec) -> Table:
+    return Table(spec.name, Family(spec.family) if spec.family else None)
 
 
 def _create_map(spec: MapSpec, size: int) -> int:
@@ -349,20 +371,44 @@ def _too_small(spec: MapSpec, size: int) -> BadEnvironment:
 
 
 # ---- programs ----
-def _reopen_programs(content: Bundle, root: Path, datapath: Datapath) -> bool:
-    """Open the pinned programs if they are this bundle's; False if some are not."""
+def _reopen_programs(
+    content: Bundle, tails: Sequence[MapSpec], root: Path, datapath: Datapath
+) -> bool:
+    """Open the pinned programs, and their maps of programs, if they are this bundle's."""
     try:
         if os.readlink(root / _LINK) != content.fingerprint:
             return False
+        for spec in tails:
+            datapath.tails[_table(spec)] = bpf.obj_get(root / "map" / spec.pin)
         for program in content.programs:
             datapath.programs[program.name] = bpf.obj_get(root / "prog" / program.name)
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise BadEnvironment(f"pinned programs of {root}", str(error)) from error
-        while datapath.programs:
-            os.close(datapath.programs.popitem()[1])
+        for opened in (datapath.programs, datapath.tails):
+            while opened:
+                os.close(opened.popitem()[1])
         return False
     return True
+
+
+def _make_programs(
+    programs: Collection[Program], tails: Iterable[MapSpec], datapath: Datapath
+) -> None:
+    """All of them, those that others end in at their places, or none."""
+    for spec in tails:
+        datapath.tails[_table(spec)] = _create_map(spec, spec.max_entries)
+    datapath.programs.update(_load_programs(programs, datapath.maps | datapath.tails))
+    datapath.loaded = True
+    places = abi(Family.V4).enum("tail")
+    for program in filter(_is_tail, programs):
+        table = datapath.tails[Table("tails", Family(program.family))]
+        key = struct.pack("=I", places[program.hook.upper()])
+        bpf.map_update(table, key, struct.pack("=I", datapath.programs[program.name]))
+
+
+def _is_tail(program: Program) -> bool:
+    return program.hook.startswith(_TAIL)
 
 
 def _load_programs(programs: Iterable[Program], maps: Mapping[Table, int]) -> dict[str, int]:
@@ -434,11 +480,24 @@ def _pin(pins: Mapping[Path, int], root: Path, content: Bundle) -> None:
                 raise BadEnvironment(f"pin {path}", str(error)) from error
             undo.callback(_quietly, new.unlink)
         (root / _LINK).unlink(missing_ok=True)
-        for path in pins:
+        for path, fd in pins.items():
+            _keep_old(path, fd)
             path.with_name(_NEW + path.name).replace(path)
         wanted = {"map": {m.pin for m in content.maps}, "prog": {p.name for p in content.programs}}
         for folder, names in wanted.items():
             for left in (root / folder).iterdir():
-                if left.name not in names:
+                if left.name not in names and not left.name.startswith(_OLD):
                     left.unlink()
         (root / _LINK).symlink_to(content.fingerprint)
+
+
+def _keep_old(path: Path, new: int) -> None:
+    """Another pin for a map of programs that loses its own."""
+    if path.parent.name != "map" or bpf.map_info(new).type != bpf.MAP_PROG_ARRAY:
+        return
+    if path.exists():
+        old = bpf.obj_get(path)
+        kept = path.with_name(f"{_OLD}{path.name}_{bpf.map_info(old).id}")
+        os.close(old)
+        with suppress(FileExistsError):
+            os.link(path, kept)

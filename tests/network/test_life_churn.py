@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -347,7 +348,11 @@ def held(node: AgentNode) -> dict[str, object]:
         info = bpf.map_info(fd)
         found[path.name] = info.id
         name = path.name.removesuffix("_4").removesuffix("_6")
-        if name not in COUNTED and not name.endswith(("_counters", "_budget")):
+        if info.type == bpf.MAP_PROG_ARRAY:  # the ids of its programs; it takes no batches
+            found[f"{path.name}:"] = [
+                bpf.map_lookup(fd, struct.pack("=I", place), 4) for place in range(info.max_entries)
+            ]
+        elif name not in COUNTED and not name.endswith(("_counters", "_budget")):
             sizes = info.key_size, info.value_size
             found[f"{path.name}:"] = sorted(
                 (keys[i * sizes[0] : (i + 1) * sizes[0]], values[i * sizes[1] : (i + 1) * sizes[1]])

@@ -8,14 +8,18 @@ Must not know what is right: the tables of the tests say it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, socket
 
+from dataplane.abi.layout import abi
+from dataplane.kernel import bpf
 from dataplane.kernel.loader import Datapath
 from dataplane.kernel.testrun import Runner
 from dataplane.model.net import Family, IPAddress
+from dataplane.model.rows import Table
 from tests.program import packets, prelude, world
 from tests.program.prelude import Setup
 from tests.program.result import Frame, Result
@@ -87,6 +91,18 @@ class Node(Tables):
 
         with self._sandbox.do(bind):
             yield
+
+    @contextmanager
+    def without(self, tail: str) -> Iterator[None]:
+        """No program stands at this place of `tails`."""
+        place = struct.pack("=I", abi(self.family).enum("tail")[f"TAIL_{tail}"])
+        fd = self._datapath.tails[Table("tails", self.family)]
+        bpf.map_delete(fd, place)
+        try:
+            yield
+        finally:
+            program = self._datapath.programs[f"tail_{tail.lower()}_{self.family:d}"]
+            bpf.map_update(fd, place, struct.pack("=I", program))
 
     @property
     def uplink(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 import threading
 import time
 from ipaddress import IPv4Address
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.abi.codec import codec
+from dataplane.abi.layout import abi
 from dataplane.core.plan import Plan, Upsert
 from dataplane.kernel import bpf, loader
 from dataplane.kernel.bundle import Bundle
@@ -83,13 +85,38 @@ def test_a_changed_program_gets_a_new_pin_and_the_maps_stay(quick: Bundle, bpffs
     assert f"v1/prog/{quick.programs[0].name}" not in pins(bpffs)
 
 
-@pytest.mark.parametrize("gone", ["v1/map/peers", "v1/prog/to_pod_4", "v1/bundle"])
+def test_programs_that_run_on_keep_those_that_they_end_in_until_settled(
+    quick: Bundle, bpffs: Path
+) -> None:
+    loader.load(quick, bpffs).close()
+    # the second of these loads finds what one left that was killed before it could settle
+    for name in ("other", "another"):
+        loader.load(dataclasses.replace(quick, fingerprint=name), bpffs).close()
+    place = struct.pack("=I", abi(Family.V4).constant("TAIL_ANSWER"))
+    with loader.load(dataclasses.replace(quick, fingerprint="another"), bpffs) as datapath:
+        assert not datapath.loaded
+        kept = sorted((bpffs / "v1/map").glob("old_*"))
+        assert [path.name.rpartition("_")[0] for path in kept] == [
+            "old_tails_4", "old_tails_4", "old_tails_6", "old_tails_6",
+        ]  # fmt: skip
+        for path in (*kept, bpffs / "v1/map/tails_4"):
+            fd = bpf.obj_get(path)
+            assert bpf.map_lookup(fd, place, 4), path
+            os.close(fd)
+        datapath.settle()
+    assert not list((bpffs / "v1/map").glob("old_*"))
+
+
+@pytest.mark.parametrize(
+    "gone", ["v1/map/peers", "v1/map/tails_4", "v1/prog/to_pod_4", "v1/bundle"]
+)
 def test_a_pin_that_somebody_deleted_is_made_again(quick: Bundle, bpffs: Path, gone: str) -> None:
     loader.load(quick, bpffs).close()
     before = pins(bpffs)
     (bpffs / gone).unlink()
     with loader.load(quick, bpffs) as datapath:
         assert datapath.loaded  # programs hold their maps: a new map needs new programs
+        datapath.settle()
     assert pins(bpffs) == before
 
 
