@@ -8,18 +8,23 @@ is wrong, and that is said. Must not read manifests or print.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
+from pathlib import Path
 
 from dataplane.core import reference
 from dataplane.core.reference import Entry, FlowQuestion, World
-from dataplane.explain import story
-from dataplane.explain.ask import FIRST_PORT, Asker, Finding, program_for
+from dataplane.explain import calls, story, trials
+from dataplane.explain.ask import Asker, Finding
+from dataplane.explain.calls import calling
 from dataplane.explain.questions import Question, place
 from dataplane.explain.scene import Needs, Scene
 from dataplane.explain.scratch import Scratch
+from dataplane.explain.trials import FIRST_PORT, FORWARD, PASS, PacketTrials
 from dataplane.kernel.bundle import Bundle
-from dataplane.model.errors import BadInput
+from dataplane.model.constants import FrontendKind
+from dataplane.model.net import Protocol
 from dataplane.model.objects import Node
 
 
@@ -45,7 +50,11 @@ class Explained:
 
 
 def explain(
-    bundle: Bundle, scene: Scene, world: World | None, questions: Sequence[Question]
+    bundle: Bundle,
+    scene: Scene,
+    world: World | None,
+    questions: Sequence[Question],
+    cgroup: Path | None = None,
 ) -> Iterator[Explained]:
     """Answers in the order of the questions.
 
@@ -53,24 +62,39 @@ def explain(
 
     Args:
         world: for the reference model; None where there are no objects to make one from.
-    """  # fmt: skip
-    for question in questions:
-        if scene.is_node(question.source):
-            why = "it starts on the node itself, whose sockets explain does not drive yet"
-            raise BadInput(f"flow {question}", why)
-    programs = {program_for(q, scene.in_cluster(q.source)) for q in questions}
-    scratch = Scratch(bundle, scene, programs)
-    try:
-        asker = Asker(scratch)
+        cgroup: folder of cgroup2 in which the node's calls get one; None finds it.
+    """
+    asked = [q for q in questions if not is_beyond_programs(q, scene)]
+    ours = [q for q in asked if scene.is_node(q.source)]
+    programs = {program_of(q, scene) for q in asked}
+    with ExitStack() as undo:
+        scratch = Scratch(bundle, scene, programs)
+        undo.callback(scratch.close)
+        caller = undo.enter_context(calling(scratch, bundle, cgroup)) if ours else None
+        asker = Asker(scratch, PacketTrials(scratch), caller)
         for question in questions:
             yield answer(asker, question, world)
-    finally:
-        scratch.close()
+
+
+def is_beyond_programs(question: Question, scene: Scene) -> bool:
+    """Whether no program sees the flow begin: the kernel lets none see SCTP's connect()."""
+    return question.protocol is Protocol.SCTP and scene.is_node(question.source)
+
+
+def program_of(question: Question, scene: Scene) -> str:
+    """The program that a question is put to."""
+    if scene.is_node(question.source):
+        return calls.program_for(question)
+    return trials.program_for(question, scene.in_cluster(question.source))
 
 
 def answer(asker: Asker, question: Question, world: World | None) -> Explained:
     """One question to the programs, and the reference model's word on it."""
     scene = asker.scene
+    if is_beyond_programs(question, scene):
+        why = "SCTP has no hook at connect(), so the node's own SCTP reaches no Service"
+        step = f"no program is asked: {why}"
+        return Explained(question, Answer(PASS, (), False, "", why, (step,)))
     needs = scene.needs(question)
     with asker.changed(needs):
         finding = asker.ask(question)
@@ -81,7 +105,7 @@ def _explained(finding: Finding, scene: Scene, world: World | None) -> Explained
     ours = Answer(
         finding.verdict,
         story.backends(finding),
-        finding.masquerade,
+        masquerade(finding, scene),
         story.service(finding, scene),
         story.reason(finding, scene),
         story.steps(finding, scene),
@@ -106,6 +130,21 @@ def _explained(finding: Finding, scene: Scene, world: World | None) -> Explained
     if not differences:
         ours = replace(ours, reason=theirs.reason)
     return Explained(finding.question, ours, differences)
+
+
+def masquerade(finding: Finding, scene: Scene) -> bool:
+    """Whether the Service translation hides the sender behind an address of this node.
+
+    A socket's partner is chosen before it has a source, which the kernel then takes from this
+    node's addresses. So what the rules ask of the node's own flows is so; all but a ClusterIP
+    asked from an address of the cluster ranges, which they leave alone.
+    """
+    if not finding.from_node:
+        return finding.masquerade
+    if finding.verdict != FORWARD or finding.frontend is None:
+        return False
+    cluster_ip = finding.frontend[1].kind == FrontendKind.CLUSTER_IP
+    return not cluster_ip or scene.masquerade_all or not scene.in_cluster(finding.question.source)
 
 
 def _text(value: object) -> str:

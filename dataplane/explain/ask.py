@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question to the programs, by several runs: what becomes of the flow, and what could.
+"""One question to the programs, by several trials: what becomes of the flow, and what could.
 
-A run tells one backend. Which set the packet read is found by emptying the others and
-running again; each of its places is then offered alone, so that every backend is seen
-to be reached; and runs from other source ports must choose nothing else. Must not judge
+A trial tells one backend. Which set was read is found by emptying one and trying again;
+each of its places is then offered alone, so that every backend is seen to be reached; and
+trials from other source ports (or other sockets) must choose nothing else. Must not judge
 by rules of its own: they stand in the programs.
 """
 
@@ -12,17 +12,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from dataplane.abi.layout import abi
 from dataplane.core.plan import BACKENDS, SERVICES, SLOTS
-from dataplane.explain import frames
-from dataplane.explain.frames import Seen
 from dataplane.explain.questions import Question
-from dataplane.explain.scene import OUTSIDE_MAC, POD_MAC, UPLINK_MAC, Needs, Scene
+from dataplane.explain.scene import Needs, Scene
 from dataplane.explain.scratch import Scratch
-from dataplane.kernel.testrun import Outcome
+from dataplane.explain.trials import FORWARD, Trial, Trials
 from dataplane.model.errors import Contradiction
-from dataplane.model.flow import Flow, FlowKey
-from dataplane.model.net import Family
 from dataplane.model.rows import (
     BackendRow,
     BackendSet,
@@ -32,25 +27,11 @@ from dataplane.model.rows import (
     SlotRow,
 )
 
-GATEWAY_MAC = bytes.fromhex("0a706c000002")
 SETS = ("cluster", "local")
-FIRST_PORT = 20000  # outside the masquerade range
-_PORTS = tuple(FIRST_PORT + 1297 * n for n in range(16))
+# Trials of one flow with other source ports, or other sockets.
+_OTHERS = 17
 # Places that are offered alone; of a larger set the others are only read.
 _MOST_ALONE = 128
-
-PROGRAMS = tuple(f"{hook}_{family:d}" for hook in ("from_pod", "from_uplink") for family in Family)
-FORWARD, REJECT, DROP, PASS = "forward", "reject", "drop", "pass"
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One run: what the program said, the packet afterwards, the flow that it remembered."""
-
-    port: int
-    outcome: Outcome
-    seen: Seen
-    flow: Flow | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +51,20 @@ class Finding:
     question: Question
     program: str
     first: Trial
-    verdict: str
     frontend: tuple[FrontendKey, FrontendRow] | None
     service: ServiceRow | None = None
     chosen: str = ""
     members: tuple[Member, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """What becomes of the flow."""
+        return self.first.verdict
+
+    @property
+    def from_node(self) -> bool:
+        """Whether it starts at a socket of the node."""
+        return not self.program.startswith(("from_pod", "from_uplink"))
 
     @property
     def hidden(self) -> tuple[Member, ...]:
@@ -96,11 +86,9 @@ class Finding:
 class Asker:
     """Asks the programs of one copy."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
-        actions, flags = abi(Family.V4).enum("action"), abi(Family.V4).enum("flow_flag")
-        self._answer, self._drop = actions["ACTION_ANSWER"], actions["ACTION_DROP"]
-        self._nat_dst = flags["FLOW_NAT_DST"]
+    def __init__(self, scratch: Scratch, packets: Trials, calls: Trials | None = None) -> None:
+        """calls: for flows that start on the node itself; None if none will be asked."""
+        self._scratch, self._packets, self._calls = scratch, packets, calls
 
     @property
     def scene(self) -> Scene:
@@ -117,12 +105,14 @@ class Asker:
         Raises Contradiction if runs of one flow don't agree with the maps.
         """
         scene = self._scratch.scene
-        first = self._run(question, FIRST_PORT)
+        trials = self._calls if scene.is_node(question.source) else self._packets
+        if trials is None:
+            raise Contradiction(str(question), "explain has no process to make the node's calls")
+        first = trials.run(question, 0)
         finding = Finding(
             question,
-            program_for(question, scene.in_cluster(question.source)),
+            trials.program(question),
             first,
-            self._verdict(first.outcome),
             scene.frontend(question.address, question.port, question.protocol),
         )
         number = self._service(finding)
@@ -132,14 +122,14 @@ class Asker:
         finding = replace(finding, service=row)
         if finding.verdict != FORWARD:
             return finding
-        chosen = self._set_in_use(question, number, row)
-        members = self._members(question, number, row, chosen)
-        self._check_other_ports(question, members)
+        chosen = self._set_in_use(trials, question, number, row)
+        members = self._members(trials, question, number, row, chosen)
+        _check_others(trials, question, members)
         return replace(finding, chosen=chosen, members=members)
 
     def _service(self, finding: Finding) -> int:
         """The Service port's id, 0 for none; the programs' word goes before the table's."""
-        named = finding.first.outcome.verdict.service_id
+        named = finding.first.said.service_id
         in_table = finding.frontend[1].service_id if finding.frontend else 0
         if named and named != in_table:
             raise Contradiction(
@@ -147,30 +137,8 @@ class Asker:
             )
         return in_table
 
-    # ---- runs ----
-    def _run(self, question: Question, port: int) -> Trial:
-        scene = self._scratch.scene
-        inside = scene.in_cluster(question.source)
-        macs = (GATEWAY_MAC, POD_MAC) if inside else (UPLINK_MAC, OUTSIDE_MAC)
-        source, target = (question.source, port), (question.address, question.port)
-        frame = frames.build(macs, question.protocol, source, target)
-        outcome = self._scratch.run(program_for(question, inside), frame)
-        key = FlowKey(
-            question.source, question.address, port, question.port, int(question.protocol)
-        )
-        flow = self._scratch.flow(question.family, key)
-        return Trial(port, outcome, frames.read(outcome.packet), flow)
-
-    def _verdict(self, outcome: Outcome) -> str:
-        said = outcome.verdict
-        if said.action == self._answer:
-            return REJECT
-        if said.action == self._drop or not said.action:
-            return DROP
-        return FORWARD if said.flow_flags & self._nat_dst else PASS
-
     # ---- sets ----
-    def _set_in_use(self, question: Question, number: int, row: ServiceRow) -> str:
+    def _set_in_use(self, trials: Trials, question: Question, number: int, row: ServiceRow) -> str:
         """The set without which the flow does not go on."""
         used = []
         for name in SETS:
@@ -178,14 +146,14 @@ class Asker:
             if emptied == row:
                 continue
             with self._scratch.changed([(SERVICES, number, emptied)]):
-                if self._verdict(self._run(question, FIRST_PORT).outcome) != FORWARD:
+                if trials.run(question, 0).verdict != FORWARD:
                     used.append(name)
         if len(used) != 1:
             raise Contradiction(str(question), f"the flow reads {' and '.join(used) or 'no'} set")
         return used[0]
 
     def _members(
-        self, question: Question, number: int, row: ServiceRow, chosen: str
+        self, trials: Trials, question: Question, number: int, row: ServiceRow, chosen: str
     ) -> tuple[Member, ...]:
         whole = BackendSet.parse(getattr(row, chosen))
         members = []
@@ -199,32 +167,35 @@ class Asker:
             members.append(Member(place, slot.backend_id, backend))
         # A flow back to its own sender is a rule of its own, so it is always tried.
         members.sort(key=lambda m: (m.row.address != question.source, m.place))
-        tried = [self._alone(question, number, row, whole, m) for m in members[:_MOST_ALONE]]
+        alone = members[:_MOST_ALONE]
+        tried = [self._alone(trials, question, number, row, whole, m) for m in alone]
         return tuple(sorted((*tried, *members[_MOST_ALONE:]), key=lambda m: m.place))
 
     def _alone(
-        self, question: Question, number: int, row: ServiceRow, whole: BackendSet, member: Member
+        self,
+        trials: Trials,
+        question: Question,
+        number: int,
+        row: ServiceRow,
+        whole: BackendSet,
+        member: Member,
     ) -> Member:
-        """The member with a run of a set that has only its place."""
+        """The member with a trial of a set that has only its place."""
         word = int(BackendSet(member.place, 1, whole.epoch))
         narrow = replace(row, cluster=word, local=word)
         with self._scratch.changed([(SERVICES, number, narrow)]):
-            trial = self._run(question, FIRST_PORT)
-        if trial.outcome.verdict.backend_id != member.id:
-            got = trial.outcome.verdict.backend_id
+            trial = trials.run(question, 0)
+        got = trial.said.backend_id
+        if got != member.id:
             raise Contradiction(str(question), f"a set of backend {member.id} alone led to {got}")
         return replace(member, trial=trial)
 
-    def _check_other_ports(self, question: Question, members: tuple[Member, ...]) -> None:
-        known = {member.id for member in members}
-        for port in _PORTS:
-            got = self._run(question, port).outcome.verdict.backend_id
-            if got not in known:
-                raise Contradiction(
-                    str(question), f"source port {port} led to backend {got}, not of the set"
-                )
 
-
-def program_for(question: Question, inside: bool) -> str:
-    """Where the sender's packets enter the node."""
-    return f"{'from_pod' if inside else 'from_uplink'}_{int(question.family)}"
+def _check_others(trials: Trials, question: Question, members: tuple[Member, ...]) -> None:
+    known = {member.id for member in members}
+    for number in range(1, _OTHERS):
+        got = trials.run(question, number).said.backend_id
+        if got not in known:
+            raise Contradiction(
+                str(question), f"trial {number} led to backend {got}, not of the set"
+            )

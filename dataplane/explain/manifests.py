@@ -25,15 +25,22 @@ from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.core.plan import PEERS, ROUTES, Key, Row
 from dataplane.core.reference import World
 from dataplane.core.routes import CLUSTER, DEFAULTS, MASQUERADE, KernelRoute, make_routes
-from dataplane.explain.scene import DEVICE, OVERLAY, UPLINK_MAC, UPLINKS, Scene, host_key
+from dataplane.explain.scene import (
+    DEVICE,
+    NODE,
+    OVERLAY,
+    UPLINK_MAC,
+    UPLINKS,
+    Scene,
+    host_key,
+)
 from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadInput
 from dataplane.model.net import Family, IPAddress, family_of
 from dataplane.model.objects import Batch, EndpointSlice, Node, Pod, Problem, Service
-from dataplane.model.rows import PeerRow, RouteRow, Table
+from dataplane.model.rows import PeerRow, RouteRow
 from dataplane.sources.manifests import Manifests, objects, read
 
-NODE = {family: Table("node", family) for family in Family}
 # The same each time, so that one question has one answer.
 _SEED = 0x706F646C
 _MTU = 1500

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from dataplane.core.plan import FRONTENDS, NAMES, ROUTES, Key, Row
 from dataplane.explain.questions import Question
-from dataplane.model.constants import NameKind, RouteKind
+from dataplane.model.constants import NameKind, NodeFlag, RouteKind
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, IPAddress, IPNetwork, Protocol, family_of
 from dataplane.model.objects import Node
@@ -22,11 +22,13 @@ from dataplane.model.rows import (
     FrontendRow,
     NameKey,
     NameRow,
+    NodeRow,
     RouteKey,
     RouteRow,
     Table,
 )
 
+NODE = {family: Table("node", family) for family in Family}
 ENDPOINTS = {family: Table("endpoints", family) for family in Family}
 UPLINKS = {family: Table("uplinks", family) for family in Family}
 
@@ -91,6 +93,11 @@ class Scene:
 
     def is_node(self, address: IPAddress) -> bool:
         return address in self.addresses or address.is_loopback
+
+    @property
+    def masquerade_all(self) -> bool:
+        rows = (row for t in NODE.values() for row in self.tables.get(t, {}).values())
+        return any(isinstance(row, NodeRow) and row.flags & NodeFlag.MASQUERADE_ALL for row in rows)
 
     # ---- lookups as the programs make them ----
     def frontend(

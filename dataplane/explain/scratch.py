@@ -7,23 +7,23 @@ that a run looks for. Must not read or write anything of a node.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dataplane.abi.codec import codec
 from dataplane.core.plan import Key, Plan, Row, Upsert
 from dataplane.explain.scene import DEVICE, Change, Scene
-from dataplane.kernel import bpf
+from dataplane.kernel import bpf, netns
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath, load_unpinned
 from dataplane.kernel.maps import Maps, Writer
 from dataplane.kernel.testrun import Outcome, Runner
 from dataplane.model.errors import Contradiction
-from dataplane.model.flow import Flow, FlowKey
+from dataplane.model.flow import Flow, FlowKey, SocketKey, Verdict
 from dataplane.model.net import Family
-from dataplane.model.rows import Table
+from dataplane.model.rows import NodeRow, Table
 
 # Tables by the table whose places they count for.
 _BESIDE = {
@@ -33,6 +33,8 @@ _BESIDE = {
     "endpoint_flows": "endpoints",
 }
 _FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget", "tails"})
+_VERDICTS = Table("verdicts")
+_NO_VERDICT = Verdict(0, 0, 0, 0, None, 0, 0, 0)
 _SPARE = 8  # entries that a question adds
 
 
@@ -60,6 +62,10 @@ class Scratch:
             if spec.type == bpf.MAP_LRU_HASH
             and (table := Table(spec.name, Family(spec.family) if spec.family else None))
         ]
+        step = (codec(_VERDICTS).value_size + 7) // 8 * 8
+        self._no_verdicts = bytes(step * bpf.possible_cpus())
+        # Sockets of this namespace are the node's.
+        self._cookie = netns.cookie()
         self._fill(scene)
 
     def refill(self, scene: Scene) -> None:
@@ -71,6 +77,10 @@ class Scratch:
         self._fill(scene)
 
     def _fill(self, scene: Scene) -> None:
+        for rows in scene.tables.values():
+            for key, row in rows.items():
+                if isinstance(row, NodeRow):
+                    rows[key] = replace(row, netns_cookie=self._cookie)
         steps = tuple(Upsert(table, list(rows.items())) for table, rows in scene.tables.items())
         refused = Writer(self._datapath).execute(Plan(steps))
         if refused:
@@ -86,19 +96,34 @@ class Scratch:
     def close(self) -> None:
         self._datapath.close()
 
+    @property
+    def programs(self) -> Mapping[str, int]:
+        """Programs by name, by fd."""
+        return self._datapath.programs
+
     def run(self, program: str, frame: bytes) -> Outcome:
         """One packet through one program, that has seen none before."""
+        self.forget()
+        return self._runner.run(program, frame, ifindex=DEVICE)
+
+    def forget(self) -> None:
+        """What programs remember of packets and sockets, and their last verdict."""
         for one in self._remembered:
             while (key := bpf.map_next_key(one.fd, None, one.key_size)) is not None:
                 bpf.map_delete(one.fd, key)
-        return self._runner.run(program, frame, ifindex=DEVICE)
+        bpf.map_update(self._datapath.maps[_VERDICTS], bytes(4), self._no_verdicts)
+
+    def said(self) -> Verdict:
+        """The verdict since `forget`, on whatever CPU; all zero if there is none."""
+        every: list[Verdict] = [_NO_VERDICT, *self._maps.per_cpu(_VERDICTS, 0)]
+        return max(every, key=lambda one: one.action)
 
     def flow(self, family: Family, key: FlowKey) -> Flow | None:
         """The flow table's entry of a tuple, as the last run left it."""
         found: Flow | None = self._maps.get(Table("flows", family), key)
         return found
 
-    def get(self, table: Table, key: Key) -> Any | None:
+    def get(self, table: Table, key: Key | SocketKey) -> Any | None:
         return self._maps.get(table, key)
 
     def write(self, table: Table, key: Key, row: Row | None) -> None:

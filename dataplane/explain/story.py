@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataplane.abi.layout import abi
-from dataplane.explain.ask import DROP, FORWARD, PASS, REJECT, Finding, Member, Trial
+from dataplane.explain.ask import Finding, Member
 from dataplane.explain.questions import place
 from dataplane.explain.scene import Scene
+from dataplane.explain.trials import DROP, FORWARD, PASS, REJECT, Trial
 from dataplane.model.constants import BackendFlag, FrontendKind, ServiceFlag
-from dataplane.model.net import Family, IPAddress
+from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.rows import BackendSet
 
 _LISTED = 12  # backends that a step names before it counts
@@ -38,7 +39,7 @@ def backends(finding: Finding) -> tuple[str, ...]:
 
 def reason(finding: Finding, scene: Scene) -> str:
     """The rule that decided, in words."""
-    said = finding.first.outcome.verdict
+    said = finding.first.said
     if finding.verdict in (REJECT, DROP):
         return drop_text(said.reason)
     if finding.verdict == PASS:
@@ -61,6 +62,8 @@ def _policy(finding: Finding) -> str:
 
 
 def _source_rule(finding: Finding) -> str:
+    if finding.from_node:
+        return "the kernel gives the socket an address of this node"
     if not finding.masquerade:
         return "the sender keeps its address"
     if all(m.row.address == finding.question.source for m in finding.members):
@@ -82,6 +85,8 @@ def _steps(finding: Finding, scene: Scene) -> Iterator[str]:
         yield from _forward(finding, scene)
     elif finding.verdict in (REJECT, DROP):
         yield _refusal(finding)
+    elif finding.from_node:
+        yield "verdict: the call goes on as it is"
     else:
         yield from _hidden_from_world(finding)
         yield from _way(finding.first, scene, finding.question.address)
@@ -89,7 +94,11 @@ def _steps(finding: Finding, scene: Scene) -> Iterator[str]:
 
 def _enters(finding: Finding, scene: Scene) -> str:
     asked = finding.question
-    packet = f"{place(asked.source, finding.first.port)} > {place(asked.address, asked.port)}"
+    if finding.from_node:
+        call = "connect()" if asked.protocol is Protocol.TCP else "sendto()"
+        to = f"{place(asked.address, asked.port)}/{asked.protocol.name}"
+        return f"{finding.program}: a process of node {scene.node} at {asked.source} calls {call} to {to}"
+    packet = f"{place(asked.source, finding.first.number)} > {place(asked.address, asked.port)}"
     packet += f"/{asked.protocol.name}"
     if finding.program.startswith("from_pod"):
         pod = scene.pods.get(asked.source)
@@ -135,8 +144,11 @@ def _forward(finding: Finding, scene: Scene) -> Iterator[str]:
     named = [_member(m, scene) for m in finding.members[:_LISTED]]
     more = len(finding.members) - len(named)
     yield f"backends: {', '.join(named)}" + (f" and {more} more" if more else "")
-    picked = finding.first.outcome.verdict.backend_id
+    picked = finding.first.said.backend_id
     one = next(m for m in finding.members if m.id == picked)
+    if finding.from_node:
+        yield from _called(finding, one)
+        return
     yield from _translation(finding, one)
     yield from _way(finding.first, scene, one.row.address)
     yield from _unlike(finding, one)
@@ -152,7 +164,7 @@ def _member(member: Member, scene: Scene) -> str:
 def _translation(finding: Finding, one: Member) -> Iterator[str]:
     flow = finding.first.flow
     seen = finding.first.seen
-    words = f"backend {one.id} is chosen for source port {finding.first.port}"
+    words = f"backend {one.id} is chosen for source port {finding.first.number}"
     if len(finding.members) > 1:
         words += "; other source ports choose among the same set"
     yield words
@@ -165,7 +177,7 @@ def _translation(finding: Finding, one: Member) -> Iterator[str]:
 
 
 def _way(trial: Trial, scene: Scene, to: IPAddress) -> Iterator[str]:
-    said = trial.outcome.verdict
+    said = trial.said
     if scene.endpoint(to) is not None:
         pod = scene.pods.get(to)
         yield f"endpoints: {to} is {f'pod {pod}' if pod else 'a pod'} of this node"
@@ -183,6 +195,14 @@ def _way(trial: Trial, scene: Scene, to: IPAddress) -> Iterator[str]:
         node = scene.nodes.get(said.hop)
         hop = f" by {said.hop}" + (f" (node {node})" if node else "")
     yield f"verdict: {action}{hop}"
+
+
+def _called(finding: Finding, one: Member) -> Iterator[str]:
+    seen = finding.first.seen
+    words = f"backend {one.id} is chosen for this socket"
+    yield words + ("; others choose among the same set" if len(finding.members) > 1 else "")
+    yield f"the call goes to {place(seen.target, seen.target_port)} in the frontend's place"
+    yield "no packet is translated; the node's own address that the kernel takes is the source"
 
 
 def _unlike(finding: Finding, one: Member) -> Iterator[str]:
@@ -204,11 +224,14 @@ def _hidden_from_world(finding: Finding) -> Iterator[str]:
 
 def _refusal(finding: Finding) -> str:
     trial = finding.first
-    text = drop_text(trial.outcome.verdict.reason)
+    text = drop_text(trial.said.reason)
     if finding.verdict == DROP:
-        return f"verdict: dropped ({text})"
+        how = "; the call fails with EPERM" if finding.from_node else ""
+        return f"verdict: dropped ({text}){how}"
+    if finding.from_node:
+        return f"verdict: {text}; the call fails with ECONNREFUSED"
     answer = trial.seen.answer or "an answer"
-    return f"verdict: {text}; {answer} goes back to {place(trial.seen.target, trial.port)}"
+    return f"verdict: {text}; {answer} goes back to {place(trial.seen.target, trial.number)}"
 
 
 def drop_text(number: int) -> str:

@@ -5,43 +5,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from dataplane.agent import config
+from dataplane.explain import calls, trials
 from dataplane.explain.answers import Explained, answer
-from dataplane.explain.ask import PROGRAMS, Asker
-from dataplane.explain.manifests import make_scene
-from dataplane.explain.questions import question
+from dataplane.explain.ask import Asker
+from dataplane.explain.manifests import Staged, make_scene
+from dataplane.explain.questions import Question, question
 from dataplane.explain.scene import Scene
 from dataplane.explain.scratch import Scratch
 from dataplane.kernel import netns
+from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.compiler import compile_bundle
 from dataplane.model.net import Family
 from dataplane.sources.manifests import read
 from tests.program.explain import sets
 
+T = TypeVar("T")
 Explain = Callable[..., Explained]
 
 
-@pytest.fixture(scope="session")
-def copy(pytestconfig: pytest.Config) -> Iterator[Callable[[Callable[[Scratch], Any]], Any]]:
-    """Calls with the copy, in a thread that has a network namespace of its own."""
-    bundle = compile_bundle(pytestconfig.rootpath / "build/podlane.bundle")
-    with ThreadPoolExecutor(1, initializer=netns.leave) as thread:
+class Copy:
+    """Maps, programs and a calling process, all in one thread with a namespace of its own."""
+
+    def __init__(self, bundle: Bundle, undo: ExitStack) -> None:
+        self._thread = undo.enter_context(ThreadPoolExecutor(1, initializer=netns.leave))
+        undo.callback(self.do, self._close)
+        self._undo = ExitStack()
+        self.do(lambda: self._open(bundle))
+
+    def do(self, fn: Callable[[], T]) -> T:
+        return self._thread.submit(fn).result()
+
+    def ask(self, staged: Staged, asked: Question) -> Explained:
+        def go() -> Explained:
+            self._scratch.refill(staged.scene)
+            return answer(self._asker, asked, staged.world)
+
+        return self.do(go)
+
+    def _open(self, bundle: Bundle) -> None:
         empty = Scene("nowhere", frozenset(), (), {})
-        scratch = thread.submit(Scratch, bundle, empty, PROGRAMS).result()
-        yield lambda fn: thread.submit(fn, scratch).result()
-        thread.submit(scratch.close).result()
+        self._scratch = Scratch(bundle, empty, (*trials.PROGRAMS, *calls.PROGRAMS))
+        self._undo.callback(self._scratch.close)
+        caller = self._undo.enter_context(calls.calling(self._scratch, bundle, None))
+        self._asker = Asker(self._scratch, trials.PacketTrials(self._scratch), caller)
+
+    def _close(self) -> None:
+        self._undo.close()
+
+
+@pytest.fixture(scope="session")
+def copy(pytestconfig: pytest.Config) -> Iterator[Copy]:
+    with ExitStack() as undo:
+        yield Copy(compile_bundle(pytestconfig.rootpath / "build/podlane.bundle"), undo)
 
 
 @pytest.fixture
-def explain(
-    copy: Callable[[Callable[[Scratch], Any]], Any], family: Family, tmp_path: Path
-) -> Explain:
+def explain(copy: Copy, family: Family, tmp_path: Path) -> Explain:
     """explain(objects, from, to, protocol, **config): names stand for addresses."""
 
     def ask(
@@ -58,13 +84,7 @@ def explain(
             read([sets.write(objects, family, tmp_path)]),
             config.parse(given, "test", node_name=node),
         )
-        asked = question(sets.said(f"@{source}", family), sets.said(f"@{to}", family), protocol)
-
-        def go(scratch: Scratch) -> Explained:
-            scratch.refill(staged.scene)
-            return answer(Asker(scratch), asked, staged.world)
-
-        found: Explained = copy(partial(go))
-        return found
+        sender, to = (sets.said(f"@{name}", family) for name in (source, to))
+        return copy.ask(staged, question(sender, to, protocol))
 
     return ask

@@ -18,13 +18,17 @@ from tests.program.explain.sets import NODES, piece, service
 GOLDEN = Path(__file__).parent / "golden"
 CLIENT = {"metadata": {"name": "client", "namespace": "shop"}, "spec": {"nodeName": "here"}}
 POD = {"apiVersion": "v1", "kind": "Pod", **CLIENT, "status": {"podIPs": [{"ip": "@a2"}]}}
-OBJECTS = (*NODES, POD, service(), piece("a1", "b1", {**sets.endpoint("stray"), "targetRef":
+OTHER = service("other", type="ClusterIP", externalIPs=[], ingress=[], ports=[{"port": 80}])
+ONE = piece("b2", name="other-1", service="other", ports=[{"port": 8080}])
+OBJECTS = (*NODES, POD, OTHER, ONE, service(), piece("a1", "b1", {**sets.endpoint("stray"), "targetRef":
            {"kind": "Pod", "namespace": "shop", "name": "web-3"}}))  # fmt: skip
 FLOWS = (
     ("a2", "web:80", "tcp"),
     ("outside", "here:30080", "tcp"),
     ("a1", "b1:8080", "udp"),
     ("a2", "outside:443", "tcp"),
+    ("here", "other:80", "tcp"),
+    ("here", "web:80", "udp"),
 )
 
 Call = Callable[..., tuple[int, str, str]]
@@ -64,7 +68,9 @@ def test_one_compact_object_a_flow_in_order(call: Call, tmp_path: Path) -> None:
     lines = out.splitlines()
     found = [json.loads(line) for line in lines]
     assert (status, err) == (0, "")
-    assert [one["verdict"] for one in found] == ["forward", "forward", "pass", "pass"]
+    assert [one["verdict"] for one in found] == [
+        "forward", "forward", "pass", "pass", "forward", "reject"
+    ]  # fmt: skip
     assert found[0]["backends"] == ["10.244.1.10:8080", "10.244.1.200:8080", "10.244.2.10:8080"]
     assert (found[0]["service"], found[0]["masquerade"]) == ("shop/web:http", False)
     assert found[1]["masquerade"] is True
