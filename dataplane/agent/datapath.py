@@ -68,7 +68,7 @@ class NodeDatapath:
         self._writer = Writer(datapath)
         self._tables = Tables(datapath, self._writer)
         self._hooks = Hooks(links.tc, datapath.programs)
-        self._sockets = NodeSockets(config, bundle, datapath)
+        self.sockets = NodeSockets(config, bundle, datapath, self._tables)
         self.sweeps = Sweeps({f: datapath.maps[table] for f, table in FLOWS.items()}, self._tables)
         self.pods = Pods(
             links, store, self._hooks, self._tables, facts, Releases(config.state_dir),
@@ -124,7 +124,7 @@ class NodeDatapath:
         for name in node.apply_settings(self._links, self._store, self._facts, self._undo):
             log("setting_changed", name=name)
         self._put_kernel_routes()
-        for words in self._sockets.attach(self._undo):
+        for words in self.sockets.attach(self._undo):
             log("program_attached", place=words)
         self._up = True
         self._datapath.settle()
@@ -133,7 +133,7 @@ class NodeDatapath:
     def care(self) -> None:
         """Look after what nobody tells about; called now and then."""
         self.pods.care()
-        for words in self._sockets.care():
+        for words in self.sockets.care():
             log("program_attached", place=words)
 
     # -- objects -----------------------------------------------------------------
@@ -153,6 +153,7 @@ class NodeDatapath:
         refused: tuple[TableFull, ...] = ()
         if plan:
             refused = self._writer.execute(plan)
+            self.sockets.written(plan)
             log("tables_written", entries=plan.entries)
         self.vitals.own = self._known.nodes.get(self._facts.name)
         self.vitals.written(self._synced, refused)
@@ -163,6 +164,7 @@ class NodeDatapath:
             *self._uplink_problems,
             *self._route_problems,
             *self._kernel_problems,
+            *self.sockets.problems,
             *self._desired.problems(),
         }
         problems.update(map(_no_room, refused))
@@ -179,6 +181,7 @@ class NodeDatapath:
             plan = self._desired.plan(time.monotonic()) if self._up else None
             if plan:
                 refused = self._writer.execute(plan)
+                self.sockets.written(plan)
                 if refused:
                     raise refused[0]
         return self._desired.problems()

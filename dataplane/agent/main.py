@@ -164,6 +164,7 @@ async def _run_node(
         loop.add_reader(events.fileno(), look)
         others = (
             tasks.create_task(datapath.sweeps.run()),
+            tasks.create_task(datapath.sockets.run()),
             tasks.create_task(_care(datapath)),
         )
         try:

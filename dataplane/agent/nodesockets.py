@@ -1,34 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's own sockets: programs on the cgroup that its processes are in.
+"""The node's own sockets: programs at their system calls, and an end to those of gone backends.
 
+A socket that is connected asks nobody again, so the programs remember which backend it
+got; when that one is gone, the agent closes the socket, which its owner sees at once.
 Must not decide which backends are served (core) nor touch sockets of other namespaces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 
+from dataplane.abi.codec import codec
 from dataplane.abi.layout import abi
 from dataplane.agent.config import Config
-from dataplane.kernel import sockets
+from dataplane.agent.log import log
+from dataplane.agent.tables import Tables
+from dataplane.core.plan import BACKENDS, Delete, Grace, Plan
+from dataplane.kernel import bpf, sockets
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath
-from dataplane.model.net import Family
+from dataplane.kernel.sockdiag import SockDiag
+from dataplane.model.constants import BackendFlag
+from dataplane.model.flow import SocketFlow
+from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import Problem
+from dataplane.model.rows import BackendRow, Table
+
+SOCKETS = {family: Table("sockets", family) for family in Family}
+# A program that read the set before it changed may end after the first look, and its socket
+# is found only once its connect() has gone on from there.
+LOOKS = (0.0, 0.1, 0.2, 0.4)
+NOT_CLOSED = Problem(
+    "kernel",
+    "INET_DIAG_DESTROY",
+    "this kernel closes no sockets on request: the node's own connections to a removed backend"
+    " end by their own time-outs, and its connected UDP sockets must be connected anew",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A record of a socket whose backend is gone."""
+
+    family: Family
+    key: bytes
+    flow: SocketFlow
 
 
 class NodeSockets:
-    """Programs at the system calls of one node's processes.
+    """Programs at the system calls of one node's processes, and their sockets.
 
-    Raises BadEnvironment when made, if there is no cgroup2 to put them on.
+    Raises BadEnvironment when made, if there is no cgroup2 to put programs on.
     """
 
-    def __init__(self, config: Config, bundle: Bundle, datapath: Datapath) -> None:
+    def __init__(self, config: Config, bundle: Bundle, datapath: Datapath, tables: Tables) -> None:
         self._bpffs = config.bpffs_dir
         self._root = config.bpffs_dir / f"v{abi(Family.V4).constant('ABI_VERSION')}"
         self._places = sockets.places(bundle)
         self._programs = datapath.programs
+        self._maps = {family: datapath.maps[table] for family, table in SOCKETS.items()}
+        self._tables = tables
+        self._wanted = asyncio.Event()
+        self._diag = SockDiag()
         self.cgroup = sockets.find_cgroup(config.cgroup_root)
+        self.problems = () if self._diag.can_destroy() else (NOT_CLOSED,)
 
     def attach(self, undo: ExitStack) -> Iterator[str]:
         """Put the programs in place, and let go of other versions'; words on what moved.
@@ -49,3 +88,100 @@ class NodeSockets:
             with ExitStack() as undo:
                 yield from self.attach(undo)
                 undo.pop_all()
+
+    # ---- sockets of gone backends ----
+    def written(self, plan: Plan) -> None:
+        """A plan was executed: if a backend may be sent less than before, look for its sockets."""
+        for step in plan.steps:
+            if isinstance(step, Grace) or step.table not in BACKENDS.values():
+                continue
+            if isinstance(step, Delete) or any(
+                isinstance(row, BackendRow) and not row.flags & BackendFlag.SERVING
+                for _, row in step.rows
+            ):
+                self._wanted.set()
+
+    async def run(self) -> None:
+        """Close sockets whose backend is gone, until cancelled; looks once at the start."""
+        self._wanted.set()
+        try:
+            while True:
+                await self._wanted.wait()
+                self._wanted.clear()
+                await self._close_gone()
+        finally:
+            self._diag.close()
+
+    async def _close_gone(self) -> None:
+        closed = 0
+        for pause in LOOKS:
+            await asyncio.sleep(pause)
+            left = [one async for one in self._gone()]
+            if not left:
+                break
+            try:
+                closed += self._close(left)
+            except OSError as failure:
+                if not self.problems:
+                    log("sockets_not_closed", why=str(failure))
+                break
+        else:
+            # No socket has them: a connection that failed, or is older than the agent's look.
+            for one in left:
+                bpf.map_delete(self._maps[one.family], one.key)
+        if closed:
+            log("sockets_closed", sockets=closed, why="their backend is gone")
+
+    def _close(self, left: list[_Left]) -> int:
+        """Close what is found; how many. Their records go first: an owner may connect anew at once."""
+        wanted: dict[tuple[object, int, int], dict[int, _Left]] = {}
+        for one in left:
+            peer = one.flow.backend, one.flow.backend_port, one.flow.protocol
+            (cookie,) = struct.unpack("=Q", one.key)
+            wanted.setdefault(peer, {})[cookie] = one
+        closed = 0
+        for of_peer in wanted.values():
+            flow = next(iter(of_peer.values())).flow
+            for found in self._diag.connected_to(flow.backend, flow.backend_port, flow.protocol):
+                record = of_peer.get(found.cookie)
+                if record is not None:
+                    bpf.map_delete(self._maps[record.family], record.key)
+                    closed += self._diag.destroy(found)
+        return closed
+
+    async def _gone(self) -> AsyncIterator[_Left]:
+        """Records whose backend may not be sent any more what the socket sends."""
+        for family, fd in self._maps.items():
+            read = codec(SOCKETS[family])
+            size, marks = read.value_size, _marks(family)
+            holds: dict[tuple[int, ...], bool] = {}
+            for keys, values, _ in bpf.map_batches(fd, read.key_size, size):
+                for place, what in enumerate(marks.iter_unpack(values)):
+                    if what not in holds:
+                        holds[what] = self._holds(family, *what)
+                    if not holds[what]:
+                        flow = read.parse_value(values[place * size : (place + 1) * size])
+                        yield _Left(family, keys[place * 8 : (place + 1) * 8], flow)
+                await asyncio.sleep(0)
+
+    def _holds(self, family: Family, generation: int, backend_id: int, protocol: int) -> bool:
+        """The rule of service_backend_holds (bpf/service.h)."""
+        row = self._tables.get(BACKENDS[family], backend_id)
+        needed = BackendFlag.LISTED if protocol == Protocol.TCP else BackendFlag.SERVING
+        return (
+            isinstance(row, BackendRow)
+            and row.generation == generation
+            and bool(row.flags & needed)
+        )
+
+
+def _marks(family: Family) -> struct.Struct:
+    """generation, backend_id and protocol of a packed socket_flow: a row takes ten times as long."""
+    layout = abi(family).struct("socket_flow")
+    letters = {"generation": "Q", "backend_id": "I", "protocol": "B"}
+    form, end = "=", 0
+    for field in layout.fields:
+        if field.name in letters:
+            form += f"{field.offset - end}x{letters[field.name]}"
+            end = field.offset + field.size
+    return struct.Struct(f"{form}{layout.size - end}x")

@@ -26,6 +26,7 @@ if mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 cach
 fi
 
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+grep -q ' cgroup2 ' /proc/mounts || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 
 # /run is in memory; /tmp may hold the checkout, and is then read-only.
