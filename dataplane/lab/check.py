@@ -157,7 +157,7 @@ class _Asker:
         files, source = self._lab.files, row.source
         if source.kind is SourceKind.OUTSIDE:
             return files.netns(OUTSIDE)
-        if source.kind is SourceKind.NODE:
+        if row.by_socket:
             return files.node_netns(source.node)
         namespace, _, name = source.name.partition("/")
         return files.pod_netns(namespace, name)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `lab check` asks, and what each answer should be: objects to rows. Pure.
 
-From a pod of every node to every Service port of each family; from outside to what a
-Service's type opens; from every node to every pod. Who may answer is what the slices
+From a pod of every node, from the node itself and from one of its hostNetwork pods to every
+Service port of each family; from outside to what a Service's type opens; from every node to
+every pod. Who may answer is what the slices
 say by kube-proxy's rules (core.endpoints), never what the kernel holds. Must not send
 anything or know addresses that are in no object but the underlay's own.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dataplane.core.endpoints import Selection, select
@@ -68,7 +69,8 @@ class Row:
 
     entry: the node whose programs meet the first packet. counted: the Service port whose
     counters on that node grow; None if no Service is asked: then each answerer's own
-    pod counters do. every: each answerer must be reached.
+    pod counters do. every: each answerer must be reached. by_socket: the sender is in the
+    node's own namespace, where programs meet the system call instead of a packet.
     """
 
     namespace: str
@@ -86,6 +88,7 @@ class Row:
     requests: int
     every: bool = True
     counted: ServiceName | None = None
+    by_socket: bool = False
 
     @property
     def nodes(self) -> frozenset[str]:
@@ -252,6 +255,7 @@ def _port_rows(world: World, service: Service, port: ServicePort) -> Iterator[Ro
                         world, service, port, node, chosen, service.internal_local,
                         origin, pod, address, port.port,
                     )  # fmt: skip
+            yield from _node_rows(world, service, port, node, chosen, family)
             for address, number, guarded in _open_to_outside(world, service, port, node, family):
                 if guarded:
                     continue
@@ -260,6 +264,41 @@ def _port_rows(world: World, service: Service, port: ServicePort) -> Iterator[Ro
                     world, service, port, node, chosen, service.external_local,
                     origin, None, address, number,
                 )  # fmt: skip
+
+
+def _node_rows(
+    world: World, service: Service, port: ServicePort, node: Node, chosen: Selection,
+    family: Family,
+) -> Iterator[Row]:  # fmt: skip
+    """From the node itself to all of a Service's addresses, from a host pod to its ClusterIPs.
+
+    What it is for outside binds no node: externalTrafficPolicy Local counts for others.
+    """
+    origin = Source(SourceKind.NODE, node.name, node.name)
+    asked = [a for a in service.cluster_ips if family_of(a) is family]
+    host_pods = [p for p in world.pods if p.host_network and p.node_name == node.name]
+    origins = [origin]
+    if host_pods:
+        first = min(map(pod_name, host_pods))
+        origins.append(Source(SourceKind.POD, node.name, first))
+    for source in origins:
+        for address in asked:
+            yield _service_row(
+                world, service, port, node, chosen, service.internal_local,
+                source, None, address, port.port, by_socket=True,
+            )  # fmt: skip
+    opened = [(a, port.port) for a in service.external_ips]
+    if not any(r.version == family for r in service.source_ranges):
+        opened += [(a, port.port) for a in service.load_balancer_ips]
+    if port.node_port and service.type is not ServiceType.CLUSTER_IP:
+        own = world.settings(node).node_port_addresses(family)
+        opened += [(a, port.node_port) for a in own]
+    for address, number in opened:
+        if family_of(address) is family:
+            yield _service_row(
+                world, service, port, node, chosen, False,
+                origin, None, address, number, by_socket=True,
+            )  # fmt: skip
 
 
 def _open_to_outside(
@@ -285,6 +324,7 @@ def _open_to_outside(
 def _service_row(
     world: World, service: Service, port: ServicePort, node: Node, chosen: Selection,
     local: bool, source: Source, sender: Pod | None, address: IPAddress, number: int,
+    by_socket: bool = False,
 ) -> Row:  # fmt: skip
     family = family_of(address)
     places = _places(chosen, local)
@@ -296,6 +336,9 @@ def _service_row(
         for at, to in places
         for answerer in _answerers(world, service, family, at, to, node, sender, local)
     )
+    if by_socket:  # whatever it asked for, the node talks to its backend by an address of its own
+        own = world.node_addresses(node.name)
+        answerers = tuple(replace(answerer, clients=own) for answerer in answerers)
     return Row(
         namespace=service.namespace,
         name=service.name,
@@ -314,6 +357,7 @@ def _service_row(
         counted=ServiceName(
             service.namespace, service.name, port.name or str(port.port), port.protocol, family
         ),
+        by_socket=by_socket,
     )
 
 
@@ -450,6 +494,7 @@ def _pod_rows(world: World, pod: Pod) -> Iterator[Row]:
                     outcome=Outcome.ANSWERED,
                     answerers=(Answerer(pod_name(pod), pod.node_name, address, ports[0], own),),
                     requests=_LEAST,
+                    by_socket=True,
                 )
 
 

@@ -9,7 +9,9 @@ that names it. Must not send anything or read a map.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,16 +218,24 @@ def _counted(row: Row, seen: Observed) -> list[str]:
     ]
 
 
+def _as_meant(row: Row, reply: Reply) -> bool:
+    """Silence is for packets: a system call that is to be dropped says at once that it may not."""
+    if row.outcome is Outcome.REFUSED:
+        return reply.outcome == "refused"
+    if row.by_socket:
+        return reply.outcome == "error" and reply.text == os.strerror(errno.EPERM)
+    return reply.outcome == "timeout"
+
+
 def _unanswered(row: Row, seen: Observed) -> list[str]:
     """Refused actively or dropped silently, and counted under the reason that says so."""
-    wanted = "refused" if row.outcome is Outcome.REFUSED else "timeout"
     words = (
         "be refused: no endpoint"
         if row.outcome is Outcome.REFUSED
         else "be dropped: no local endpoint"
     )
     others = Counter(_failure(r) if r.outcome != "ok" else "were answered" for r in seen.replies
-                     if r.outcome != wanted)  # fmt: skip
+                     if not _as_meant(row, r))  # fmt: skip
     why = [
         f"{n} of {row.requests} requests {what}, and should {words}" for what, n in others.items()
     ]

@@ -144,12 +144,45 @@ def test_a_headless_service_has_a_row_for_each_pods_address() -> None:
 
 def test_every_node_asks_every_pod_and_is_seen_by_its_own_address() -> None:
     some = replace(world(service(), *WEB), stand_ins={"shop/web-1": ((Protocol.TCP, 8080),)})
-    found = of(rows(some), SourceKind.NODE)
+    found = [row for row in of(rows(some), SourceKind.NODE) if row.type == "Pod"]
     assert [(row.source.name, row.name) for row in found] == [
         ("node-1", "web-1"),
         ("node-2", "web-1"),
     ]
     assert address("10.244.2.1") in found[1].answerers[0].clients
+
+
+def test_a_node_asks_for_all_that_a_service_opens_and_the_external_policy_does_not_bind_it() -> None:
+    local = replace(
+        service(ServiceType.LOAD_BALANCER),
+        external_local=True,
+        load_balancer_ips=(address("198.51.100.1"),),
+        external_ips=(address("198.51.100.2"),),
+    )
+    found = of(rows(world(local, WEB[0])), SourceKind.NODE)
+    assert [(row.entry, str(row.address), row.number) for row in found] == [
+        (f"node-{n}", to, number)
+        for n in (1, 2)
+        for to, number in (
+            ("10.96.0.1", 80),
+            ("198.51.100.2", 80),
+            ("198.51.100.1", 80),
+            (f"172.30.0.1{n}", 30080),
+        )
+    ]
+    assert {row.outcome for row in found} == {Outcome.ANSWERED}
+    assert address("10.244.2.1") in found[-1].answerers[0].clients
+    guarded = replace(local, source_ranges=(ip_network("192.0.2.0/24"),))
+    asked = {str(row.address) for row in of(rows(world(guarded, WEB[0])), SourceKind.NODE)}
+    assert "198.51.100.1" not in asked
+
+
+def test_a_host_pod_asks_for_the_cluster_ip_as_its_node_does() -> None:
+    host = pod("host", 2, 0, host=True)
+    found = of(rows(world(service(), WEB[0], pods=(*ASKERS, host))), SourceKind.POD)
+    (row,) = (row for row in found if row.source.name == "shop/host")
+    assert (row.by_socket, row.entry) == (True, "node-2")
+    assert address("10.244.2.1") in row.answerers[0].clients
 
 
 def test_a_balancers_address_goes_to_a_node_with_an_endpoint_under_the_local_policy() -> None:
