@@ -112,5 +112,6 @@ def settings(
         addresses=addresses,
         zone=own.zone if own else "",
         node_port_ranges=config.node_port_addresses,
+        localhost_node_ports=config.localhost_node_ports,
         service_cidrs=config.service_cidrs,
     )

@@ -25,6 +25,7 @@ from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath
 from dataplane.kernel.sockdiag import SockDiag
 from dataplane.model.constants import BackendFlag
+from dataplane.model.errors import PodlaneError
 from dataplane.model.flow import SocketFlow
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import Problem
@@ -108,7 +109,10 @@ class NodeSockets:
             while True:
                 await self._wanted.wait()
                 self._wanted.clear()
-                await self._close_gone()
+                try:
+                    await self._close_gone()
+                except (OSError, PodlaneError) as failure:  # BpfError is an OSError
+                    log("sockets_not_closed", why=str(failure))
         finally:
             self._diag.close()
 
@@ -119,12 +123,8 @@ class NodeSockets:
             left = [one async for one in self._gone()]
             if not left:
                 break
-            try:
+            if not self.problems:
                 closed += self._close(left)
-            except OSError as failure:
-                if not self.problems:
-                    log("sockets_not_closed", why=str(failure))
-                break
         else:
             # No socket has them: a connection that failed, or is older than the agent's look.
             for one in left:

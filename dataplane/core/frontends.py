@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from dataplane.model.constants import FrontendKind
@@ -27,6 +28,7 @@ SERVED = (
     ServiceType.LOAD_BALANCER,
     ServiceType.HOST_PORT,
 )
+LOOPBACK = IPv4Address("127.0.0.1")
 PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
 
@@ -41,6 +43,7 @@ class Settings:
         zone: label topology.kubernetes.io/zone; empty is none.
         node_port_ranges: nodePortAddresses; a family without a range is served on the
             primary address.
+        localhost_node_ports: NodePorts on 127.0.0.1, too, if a range covers it.
         service_cidrs: where ClusterIPs come from; a family without a range takes any.
     """
 
@@ -50,13 +53,20 @@ class Settings:
     zone: str = ""
     node_port_ranges: tuple[IPNetwork, ...] = ()
     service_cidrs: tuple[IPNetwork, ...] = ()
+    localhost_node_ports: bool = False
 
     def node_port_addresses(self, family: Family) -> tuple[IPAddress, ...]:
-        """The addresses of this node on which NodePorts are served; never loopback."""
+        """The addresses of this node on which NodePorts are served; of IPv6 never loopback.
+
+        What comes to loopback from outside is dropped before: only the node's own sockets,
+        which are translated before their packets are made, are served there.
+        """
         own = self.own_addresses(family)
         ranges = [r for r in self.node_port_ranges if r.version == family]
         if not ranges:
             return own[:1]
+        if self.localhost_node_ports and family is Family.V4:
+            own = (*own, LOOPBACK)
         return tuple(a for a in own if any(a in r for r in ranges))
 
     def own_addresses(self, family: Family) -> tuple[IPAddress, ...]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -23,12 +25,13 @@ from typing import Any
 
 import pytest
 
+from dataplane.kernel import bpf
 from dataplane.kernel.maps import Maps
 from dataplane.model.constants import BackendFlag
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
 from tests.network import life
-from tests.network.cluster import AgentNode, Cluster
+from tests.network.cluster import SIZES, AgentNode, Cluster
 from tests.network.life import CLUSTER_IP, FAMILIES, NODE_PORT, PORT, TARGET, pod_address
 
 _SO_COOKIE = 57
@@ -327,3 +330,42 @@ def test_a_client_that_never_stops_loses_no_datagram_to_a_removal(
         gaps["back"] = len(found) - found.count("answered")
     print(f"gap in datagrams, IPv{int(family)}: {gaps} of {sent}")
     assert gaps == {"removal": 0, "back": 0}
+
+
+def _links(one: AgentNode) -> dict[str, bpf.LinkInfo]:
+    found = {}
+    for path in sorted((one.folder / "bpf/v1/link").iterdir()):
+        fd = bpf.obj_get(path)
+        found[path.name] = bpf.link_info(fd)
+        os.close(fd)
+    return found
+
+
+def test_the_programs_stay_without_an_agent_and_a_restart_changes_none(node: AgentNode) -> None:
+    before = _links(node)
+    assert len(before) == 13
+    with life.connect(node.ns, Family.V4, CLUSTER_IP[Family.V4], PORT, DGRAM) as kept:
+        node.stop(signal.SIGKILL)
+        for family, kind in EVERY:
+            assert _reaches(node, family, kind, CLUSTER_IP[family], PORT)()
+        assert _exchange(kept, DGRAM) == b"hello"
+        (node.folder / "bpf/v1/link/connect_4").unlink()
+        gone = _reaches(node, Family.V4, DGRAM, CLUSTER_IP[Family.V4], PORT)
+        life.wait(lambda: not gone(), what="until the kernel lets go of the link")
+        node.start(node.folder.parent / "manifests")
+        assert _exchange(kept, DGRAM) == b"hello"
+    after = _links(node)
+    assert after.pop("connect_4").id != before.pop("connect_4").id
+    assert after == before
+
+
+def test_loopback_serves_node_ports_if_it_is_asked_to(node: AgentNode) -> None:
+    loopback = "127.0.0.1"
+    assert not _reaches(node, Family.V4, STREAM, loopback, NODE_PORT)()
+    node.stop()
+    ranges = {"nodePortAddresses": ["127.0.0.0/8", "192.0.2.0/24"], "localhostNodePorts": True}
+    node.write_config(mapSizes=SIZES, **ranges)
+    node.start(node.folder.parent / "manifests")
+    for kind in KINDS:
+        assert _reaches(node, Family.V4, kind, loopback, NODE_PORT)()
+        assert not _reaches(node, Family.V6, kind, "::1", NODE_PORT)()

@@ -407,3 +407,17 @@ def test_thousand_services_change_one_writes_one() -> None:
     assert [(s.table.name, len(s.rows)) for s in plan.steps if isinstance(s, Upsert)] == [
         ("slots", 1), ("services", 1), ("backends", 1),
     ]  # fmt: skip
+
+
+def test_node_ports_are_on_loopback_if_that_is_asked_for_and_a_range_covers_it() -> None:
+    loopbacks = {ip_address("127.0.0.1"), ip_address("::1")}
+    ranges = tuple(map(ip_network, ("127.0.0.0/8", "::/0", "2001:db8::/32")))
+    for asked, given, served in (
+        (False, ranges, set()),
+        (True, (), set()),
+        (True, ranges[1:], set()),
+        (True, ranges, {ip_address("127.0.0.1")}),
+    ):
+        settings = replace(SETTINGS, node_port_ranges=given, localhost_node_ports=asked)
+        found = {a for family in Family for a in settings.node_port_addresses(family)}
+        assert found & loopbacks == served

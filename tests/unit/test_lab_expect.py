@@ -152,7 +152,9 @@ def test_every_node_asks_every_pod_and_is_seen_by_its_own_address() -> None:
     assert address("10.244.2.1") in found[1].answerers[0].clients
 
 
-def test_a_node_asks_for_all_that_a_service_opens_and_the_external_policy_does_not_bind_it() -> None:
+def test_a_node_asks_for_all_that_a_service_opens_and_the_external_policy_does_not_bind_it() -> (
+    None
+):
     local = replace(
         service(ServiceType.LOAD_BALANCER),
         external_local=True,
