@@ -96,12 +96,12 @@ class Node(Tables):
     def without(self, tail: str) -> Iterator[None]:
         """No program stands at this place of `tails`."""
         place = struct.pack("=I", abi(self.family).enum("tail")[f"TAIL_{tail}"])
-        fd = self._datapath.tails[Table("tails", self.family)]
+        fd = self.datapath.tails[Table("tails", self.family)]
         bpf.map_delete(fd, place)
         try:
             yield
         finally:
-            program = self._datapath.programs[f"tail_{tail.lower()}_{self.family:d}"]
+            program = self.datapath.programs[f"tail_{tail.lower()}_{self.family:d}"]
             bpf.map_update(fd, place, struct.pack("=I", program))
 
     @property
@@ -137,9 +137,9 @@ class Node(Tables):
 
     def _with_prelude(self, program: str, setup: Setup) -> str:
         name = f"{program} after {setup}"
-        if name not in self._datapath.programs:
-            fd = prelude.load(self._datapath.programs[program], setup)
-            self._datapath.programs[name] = fd
+        if name not in self.datapath.programs:
+            fd = prelude.load(self.datapath.programs[program], setup)
+            self.datapath.programs[name] = fd
         return name
 
     def _from(self, packet: str | Frame, dst: bytes, device: int) -> Frame:

@@ -49,7 +49,7 @@ class Tables:
         self.family = Family.V4
         self.underlay = world.Underlay()
         self.addresses: dict[str, IPAddress] = {}
-        self._datapath, self._maps = datapath, Maps(datapath)
+        self.datapath, self._maps = datapath, Maps(datapath)
         made = (
             (fd, bpf.map_info(fd)) for t, fd in datapath.maps.items() if t.name not in UNCLEARED
         )
@@ -60,12 +60,12 @@ class Tables:
     # ---- tables ----
     def table(self, name: str, family: Family | None = None) -> Table:
         shared = Table(name)
-        return shared if shared in self._datapath.maps else Table(name, family or self.family)
+        return shared if shared in self.datapath.maps else Table(name, family or self.family)
 
     def put(self, name: str, key: Any, row: Any) -> None:
         table = self.table(name)
         form = codec(table)
-        entry = self._datapath.maps[table], form.key(key), form.value(row)
+        entry = self.datapath.maps[table], form.key(key), form.value(row)
         bpf.map_update(*entry)
         self._written.append(entry)
 
@@ -74,7 +74,7 @@ class Tables:
 
     def delete(self, name: str, key: Any) -> bool:
         table = self.table(name)
-        return bpf.map_delete(self._datapath.maps[table], codec(table).key(key))
+        return bpf.map_delete(self.datapath.maps[table], codec(table).key(key))
 
     def items(self, name: str, family: Family | None = None) -> dict[Any, Any]:
         return dict(self._maps.items(self.table(name, family)))
