@@ -70,7 +70,14 @@ class Finding:
     def hidden(self) -> tuple[Member, ...]:
         """The backends that see an address of this node in place of the sender's."""
         source = self.question.source
-        return tuple(m for m in self.members if m.trial and m.trial.seen.source != source)
+        return tuple(
+            m for m in self.reached if m.trial is not None and m.trial.seen.source != source
+        )
+
+    @property
+    def reached(self) -> tuple[Member, ...]:
+        """The members but for those that the node has no way to."""
+        return tuple(m for m in self.members if m.trial is None or m.trial.verdict == FORWARD)
 
     @property
     def masquerade(self) -> bool:
@@ -80,7 +87,9 @@ class Finding:
         unless it can pick nobody else.
         """
         others = [m for m in self.hidden if m.row.address != self.question.source]
-        return bool(others) or (bool(self.members) and len(self.hidden) == len(self.members))
+        outside = self.program.startswith("from_uplink") and bool(self.hidden)
+        itself = bool(self.members) and len(self.hidden) == len(self.reached)
+        return bool(others) or outside or itself
 
 
 class Asker:
@@ -186,16 +195,18 @@ class Asker:
         with self._scratch.changed([(SERVICES, number, narrow)]):
             trial = trials.run(question, 0)
         got = trial.said.backend_id
-        if got != member.id:
+        if trial.verdict == FORWARD and got != member.id:
             raise Contradiction(str(question), f"a set of backend {member.id} alone led to {got}")
         return replace(member, trial=trial)
 
 
 def _check_others(trials: Trials, question: Question, members: tuple[Member, ...]) -> None:
     known = {member.id for member in members}
+    lost = any(member.trial and member.trial.verdict != FORWARD for member in members)
     for number in range(1, _OTHERS):
-        got = trials.run(question, number).said.backend_id
-        if got not in known:
+        trial = trials.run(question, number)
+        got = trial.said.backend_id
+        if got not in known and not (lost and trial.verdict != FORWARD):
             raise Contradiction(
                 str(question), f"trial {number} led to backend {got}, not of the set"
             )

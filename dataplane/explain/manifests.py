@@ -150,7 +150,8 @@ def _facts(config: Config, own: Node | None, addresses: tuple[IPAddress, ...]) -
         addresses=addresses,
         pod_cidrs=cidrs,
         routers={family: routers[family] for family in Family if family in routers},
-        uplinks=(Uplink(DEVICE, "uplink", UPLINK_MAC, _MTU, primary),),
+        # With an address of each family, so that endpoints out there are reachable in either.
+        uplinks=(Uplink(DEVICE, "uplink", UPLINK_MAC, _MTU, routers | primary),),
         pod_mtu=config.mtu or _MTU - (overhead if vxlan else 0),
         overlay_index=OVERLAY if vxlan else 0,
         holder_index=0,
@@ -161,7 +162,7 @@ def _fill_node(
     scene: Scene, config: Config, facts: Facts, nodes: Mapping[str, Node]
 ) -> list[Problem]:
     """The rows that agents write besides those of Services; what is wrong with Nodes."""
-    primary = facts.uplinks[0].addresses
+    primary = {family_of(address) for address in facts.addresses}
     # A way to the world in each family that the node has an address of.
     kernel = tuple(KernelRoute(d, DEVICE) for d in DEFAULTS if family_of(d) in primary)
     found = derive.route_facts(config, facts, nodes.values(), facts.addresses, kernel)

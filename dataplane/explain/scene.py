@@ -163,16 +163,22 @@ class Scene:
         elif known:  # asked of as someone outside, so it is no pod of this node
             changes.append((endpoints, source, None))
             changes.append((routes, host_key(source), RouteRow(RouteKind.WORLD, 0, DEVICE)))
-        found = self.route(to)
-        if self.frontend(to, question.port, question.protocol) or to == source or found is None:
+        outside = not self.is_node(source) and not self.in_cluster(source)
+        if self.frontend(to, question.port, question.protocol) or (outside and to == source):
             return Needs(tuple(changes))
-        if found[1].kind == RouteKind.LOCAL and self.endpoint(to) is None:
+        # A plain destination: where the rows have it, or where its range is.
+        found = self.route(to)
+        if self.endpoint(to) is not None or any(key == to and row for _, key, row in changes):
+            return Needs(tuple(changes), here=to)
+        kind = found[1].kind if found else RouteKind.STACK
+        if found and kind == RouteKind.LOCAL:
             changes.append((endpoints, to, self._new_endpoint(question.family, 1)))
             return Needs(tuple(changes), here=to)
-        if found[1].kind == RouteKind.UNREACHABLE:
+        if found and kind == RouteKind.UNREACHABLE:
             changes.append((routes, host_key(to), self.way(to, flags=found[1].flags)))
             return Needs(tuple(changes), elsewhere=to)
-        return Needs(tuple(changes))
+        elsewhere = to if kind in (RouteKind.TUNNEL, RouteKind.NATIVE) else None
+        return Needs(tuple(changes), elsewhere=elsewhere)
 
     def add_pod(self, address: IPAddress) -> None:
         """An endpoint of this node, on a device of its own."""

@@ -33,7 +33,7 @@ def service(finding: Finding, scene: Scene) -> str:
 
 def backends(finding: Finding) -> tuple[str, ...]:
     """All that may be picked, sorted."""
-    found = sorted({(m.row.address, m.row.port) for m in finding.members})
+    found = sorted({(m.row.address, m.row.port) for m in finding.reached})
     return tuple(place(*one) for one in found)
 
 
@@ -208,7 +208,10 @@ def _called(finding: Finding, one: Member) -> Iterator[str]:
 def _unlike(finding: Finding, one: Member) -> Iterator[str]:
     """Backends towards which the sender is hidden and the one chosen is not, or the reverse."""
     hidden = {m.id for m in finding.hidden}
-    other = [m for m in finding.members if m.trial and (m.id in hidden) != (one.id in hidden)]
+    for lost in (m for m in finding.members if m not in finding.reached and m.trial):
+        why = drop_text(lost.trial.said.reason) if lost.trial else ""
+        yield f"backend {lost.id}, {place(lost.row.address, lost.row.port)}, is not reached: {why}"
+    other = [m for m in finding.reached if m.trial and (m.id in hidden) != (one.id in hidden)]
     if other:
         names = ", ".join(place(m.row.address, m.row.port) for m in other[:_LISTED])
         words = "is not hidden" if one.id in hidden else "is hidden behind an address of this node"
