@@ -51,6 +51,7 @@ SERVICE_TABLES = (
     tables_of.NAMES,
     *tables_of.FRONTENDS.values(),
     *tables_of.BACKENDS.values(),
+    *tables_of.SOURCE_RANGES.values(),
 )
 
 
@@ -327,6 +328,7 @@ class NodeDatapath:
             services=size(tables_of.SERVICES),
             slots=size(tables_of.SLOTS),
             backends=min(size(table) for table in tables_of.BACKENDS.values()),
+            source_ranges=min(size(table) for table in tables_of.SOURCE_RANGES.values()),
         )
 
 

@@ -9,7 +9,7 @@ again when room comes back. Must not write maps, read clocks, or know pods and r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from dataplane.core.draft import NO_SERVICE, Draft
@@ -24,8 +24,9 @@ from dataplane.core.frontends import (
     port_claims,
     service_ports,
 )
-from dataplane.core.plan import BACKENDS, FRONTENDS, Key, Plan, Row, State
+from dataplane.core.plan import BACKENDS, FRONTENDS, SOURCE_RANGES, Key, Plan, Row, State
 from dataplane.core.pools import IdPool, SlotPool
+from dataplane.core.ranges import GUARDED, ODD, admitted, keys, list_of
 from dataplane.core.served import Limits, Members, Port, adopt
 from dataplane.model.constants import FrontendKind, ServiceFlag
 from dataplane.model.names import ServiceName
@@ -88,6 +89,7 @@ class Desired:
             key: None for rows in self._held.frontends.values() for key in rows
         }
         self._starved: dict[ServiceKey, set[IdPool | SlotPool]] = {}
+        self._crowded: dict[ServiceName, int] = {}
         self._frontends_left: dict[FrontendKey, Problem] = {}
         self._draft = Draft()
 
@@ -168,6 +170,7 @@ class Desired:
         for key, reasons in self._starved.items():
             if any(pool.rested(now) for pool in reasons):
                 self._marked.add(key)
+        self._marked.update(self._relieved())
         self._settle_claims()
         for key in sorted(self._marked, key=self._rank):
             self._update(key, now)
@@ -186,7 +189,8 @@ class Desired:
             for pool in reasons
             if (time := pool.next_rested()) is not None
         ]
-        if any(self._has_room(family_of(key.address)) for key in self._frontends_left):
+        room = any(self._has_room(family_of(key.address)) for key in self._frontends_left)
+        if room or any(True for _ in self._relieved()):
             times.append(float("-inf"))
         return min(times, default=None)
 
@@ -241,7 +245,7 @@ class Desired:
             entry.ports, claims = {}, {}
             if service:
                 problems = entry.input_problems
-                entry.ports = dict(service_ports(service, self._settings, problems))
+                entry.ports = dict(service_ports(service, self._settings))
                 won = [k.address for k, c in entry.addresses.items() if self._claims.first(k) == c]
                 claims = port_claims(service, entry.ports.items(), won, self._settings, problems)
             self._replace(entry.frontends, claims)
@@ -310,6 +314,7 @@ class Desired:
         ports = self._held.ports.setdefault(key, {})
         for name in [name for name in ports if name not in entry.ports]:
             self._remove(ports.pop(name), now)
+            self._crowded.pop(name, None)
         entry.problems = set(entry.input_problems)
         if service:
             entry.problems |= lost(service, entry.addresses | entry.frontends, self._claims)
@@ -360,10 +365,51 @@ class Desired:
                 self._starve(service, port.name, self._held.slots, words)
         for number in gone:
             self._backend_gone(family, number, now)
+        flags |= self._update_ranges(port, service)
         row = ServiceRow(port.cluster.word, port.local.word, flags, service.affinity_seconds)
         if row != port.row:
             port.row = row
             self._draft.service(port.id, row)
+
+    def _update_ranges(self, port: Port, service: Service) -> int:
+        """Writes changed source ranges into the list that the record does not name; its flags.
+
+        Without room for all of them the others are not admitted: rather closed than open.
+        """
+        family, held = port.name.family, self._held
+        wanted = admitted(service, family, self._settings)
+        named = port.row.flags & (GUARDED | ODD)
+        self._crowded.pop(port.name, None)
+        if wanted == port.ranges and bool(wanted) == bool(named & GUARDED):
+            return named
+        found = wanted[: self._range_room(family)]
+        if wanted and named & GUARDED and len(found) <= len(port.ranges) < len(wanted):
+            # As crowded as before: what is there and still meant stays.
+            found = port.ranges if set(port.ranges) <= set(wanted) else found
+        if len(found) < len(wanted):
+            words = f"no room in the map {SOURCE_RANGES[family].pin}"
+            words += f" for {len(wanted) - len(found)} of {len(wanted)} ranges"
+            key = service.namespace, service.name
+            field = "spec.loadBalancerSourceRanges"
+            self._entries[key].problems.add(Problem(str(service.key), field, words))
+            self._crowded[port.name] = len(found)
+            if found == port.ranges and named & GUARDED:
+                return named
+        flags = (GUARDED | (named ^ ODD) & ODD) if wanted else 0
+        self._draft.ranges_gone(family, port.range_keys)
+        self._draft.ranges(family, keys(list_of(port.id, flags), found))
+        held.range_counts[family] += len(found) - len(port.ranges)
+        port.ranges = found
+        return flags
+
+    def _range_room(self, family: Family) -> int:
+        return self._limits.source_ranges - self._held.range_counts[family]
+
+    def _relieved(self) -> Iterator[ServiceKey]:
+        """Services of which more ranges would find room now than did."""
+        for name, count in self._crowded.items():
+            if self._range_room(name.family) > count:
+                yield name.namespace, name.name
 
     def _update_backends(
         self, port: Port, service: Service, selection: Selection, now: float
@@ -428,6 +474,8 @@ class Desired:
         if port.row != NO_SERVICE:
             self._draft.service_gone(port.id)
         self._draft.name_gone(port.id)
+        self._draft.ranges_gone(port.name.family, port.range_keys)
+        self._held.range_counts[port.name.family] -= len(port.ranges)
         self._free(port.cluster, now)
         self._free(port.local, now)
         for number in port.backends.values():
@@ -451,7 +499,11 @@ class Desired:
             self._draft.name_gone(number)
         for family, number in held.stray_backends:
             self._backend_gone(family, number, now)
+        for family, gone in held.stray_ranges.items():
+            self._draft.clear_ranges(family, gone)
+            held.range_counts[family] -= len(gone)
         held.stray_services, held.stray_names, held.stray_backends = [], [], []
+        held.stray_ranges = {}
 
     def _starve(
         self, service: Service, name: ServiceName, pool: IdPool | SlotPool, why: str

@@ -19,6 +19,7 @@ from dataplane.core.plan import (
     SERVICE_COUNTERS,
     SERVICES,
     SLOTS,
+    SOURCE_RANGES,
     Delete,
     Grace,
     Key,
@@ -37,6 +38,8 @@ from dataplane.model.rows import (
     NameRow,
     ServiceRow,
     SlotRow,
+    SourceKey,
+    SourceRow,
     Table,
 )
 
@@ -53,6 +56,9 @@ class _OfFamily:
     worse: Writes = field(default_factory=list)
     frontends: Writes = field(default_factory=list)
     frontends_gone: list[FrontendKey] = field(default_factory=list)
+    cleared_ranges: list[SourceKey] = field(default_factory=list)
+    ranges: Writes = field(default_factory=list)
+    ranges_gone: list[SourceKey] = field(default_factory=list)
 
 
 class Draft:
@@ -74,6 +80,10 @@ class Draft:
     def clear_backend(self, family: Family, number: int) -> None:
         self._families[family].cleared.append(number)
 
+    def clear_ranges(self, family: Family, keys: Sequence[SourceKey]) -> None:
+        """Ranges that no record names, before a list is written where they are."""
+        self._families[family].cleared_ranges += keys
+
     def name(self, number: int, text: str) -> None:
         self._names.append((NameKey(NameKind.SERVICE, number), NameRow(text)))
 
@@ -92,6 +102,14 @@ class Draft:
 
     def slots(self, base: int, epoch: int, ids: Sequence[int]) -> None:
         self._slots += [(place, SlotRow(i, epoch)) for place, i in enumerate(ids, base)]
+
+    def ranges(self, family: Family, keys: Sequence[SourceKey]) -> None:
+        """Ranges of a list that no record names yet."""
+        self._families[family].ranges += [(key, SourceRow(key.list >> 1)) for key in keys]
+
+    def ranges_gone(self, family: Family, keys: Sequence[SourceKey]) -> None:
+        """Ranges of a list that no record names any more."""
+        self._families[family].ranges_gone += keys
 
     def service(self, number: int, row: ServiceRow) -> None:
         self._services.append((number, row))
@@ -120,10 +138,13 @@ class Draft:
         delete(SERVICE_COUNTERS, self._cleared)
         for family, writes in self._families.items():
             delete(BACKEND_COUNTERS[family], writes.cleared)
+            delete(SOURCE_RANGES[family], writes.cleared_ranges)
         upsert(NAMES, self._names)
         for family, writes in self._families.items():
             upsert(BACKENDS[family], writes.better)
         upsert(SLOTS, self._slots)
+        for family, writes in self._families.items():
+            upsert(SOURCE_RANGES[family], writes.ranges)
         upsert(SERVICES, self._services)
         for family, writes in self._families.items():
             upsert(FRONTENDS[family], writes.frontends)
@@ -132,5 +153,10 @@ class Draft:
         upsert(SERVICES, self._services_gone)
         for family, writes in self._families.items():
             upsert(BACKENDS[family], writes.worse)
+        if self._services and any(writes.ranges_gone for writes in self._families.values()):
+            # A packet that read the record before may still look into the list that it named.
+            steps.append(Grace())
+        for family, writes in self._families.items():
+            delete(SOURCE_RANGES[family], writes.ranges_gone)
         delete(NAMES, self._names_gone)
         return Plan((Grace(), *steps) if grace and steps else tuple(steps))

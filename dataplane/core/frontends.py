@@ -29,7 +29,6 @@ SERVED = (
     ServiceType.HOST_PORT,
 )
 LOOPBACK = IPv4Address("127.0.0.1")
-PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +156,12 @@ def address_claims(
 
 
 def service_ports(
-    service: Service, settings: Settings, problems: set[Problem]
+    service: Service, settings: Settings
 ) -> Iterator[tuple[ServiceName, ServicePort]]:
     """The Service ports to serve, once a family in which the Service has a ClusterIP."""
     host_port = service.type is ServiceType.HOST_PORT
     families = set(service.families if host_port else map(family_of, service.cluster_ips))
-    for index, port in enumerate(service.ports):
-        if port.protocol not in PROTOCOLS:
-            field = f"spec.ports[{port.name or index}].protocol"
-            problems.add(_problem(service, field, f"{port.protocol.name} is not served"))
-            continue
+    for port in service.ports:
         text = port.name or str(port.port)
         for family in settings.families:
             if family in families:
@@ -186,19 +181,13 @@ def port_claims(
     """The claims of the Service's ports; cluster_ips are those that it holds."""
     claims: dict[FrontendKey, Claim] = {}
     cluster_ips = tuple(cluster_ips)
-    guarded = {r.version for r in service.source_ranges}
-    if guarded and service.load_balancer_ips:
-        # Rather closed than open to everybody: the ranges are not looked at by any program.
-        reason = "not enforced yet, so its load-balancer addresses are not served"
-        problems.add(_problem(service, "spec.loadBalancerSourceRanges", reason))
-    balanced = [a for a in service.load_balancer_ips if a.version not in guarded]
     for owner, port in ports:
         found: list[tuple[IPAddress, int, FrontendKind]] = []
         found += [(a, port.port, FrontendKind.CLUSTER_IP) for a in cluster_ips]
         if port.node_port and service.type is not ServiceType.CLUSTER_IP:
             own = settings.node_port_addresses(owner.family)
             found += [(a, port.node_port, FrontendKind.NODE_PORT) for a in own]
-        found += [(a, port.port, FrontendKind.LOAD_BALANCER) for a in balanced]
+        found += [(a, port.port, FrontendKind.LOAD_BALANCER) for a in service.load_balancer_ips]
         if service.type is ServiceType.HOST_PORT:
             own = service.external_ips or settings.own_addresses(owner.family)
             found = [(a, port.port, FrontendKind.HOST_PORT) for a in own]

@@ -15,11 +15,22 @@ from typing import cast
 
 from dataplane.core.draft import NO_SERVICE
 from dataplane.core.endpoints import Place, place_of
-from dataplane.core.plan import BACKENDS, FRONTENDS, NAMES, SERVICES, SLOTS, Key, Row, State
+from dataplane.core.plan import (
+    BACKENDS,
+    FRONTENDS,
+    NAMES,
+    SERVICES,
+    SLOTS,
+    SOURCE_RANGES,
+    Key,
+    Row,
+    State,
+)
 from dataplane.core.pools import IdPool, SlotPool
+from dataplane.core.ranges import GUARDED, keys, list_of, network
 from dataplane.model.constants import NameKind
 from dataplane.model.names import ServiceName
-from dataplane.model.net import Family
+from dataplane.model.net import Family, IPNetwork
 from dataplane.model.rows import (
     BackendRow,
     BackendSet,
@@ -29,13 +40,15 @@ from dataplane.model.rows import (
     NameRow,
     ServiceRow,
     SlotRow,
+    SourceKey,
+    SourceRow,
     Table,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes of the maps, in entries; frontends and backends are a family's.
+    """Sizes of the maps, in entries; frontends, backends and source_ranges are a family's.
 
     `names` must have room for all Services beside pods and nodes.
     """
@@ -44,6 +57,7 @@ class Limits:
     services: int
     slots: int
     backends: int
+    source_ranges: int = 1 << 14
 
 
 @dataclass(slots=True)
@@ -64,6 +78,12 @@ class Port:
     backends: dict[Place, int] = field(default_factory=dict)
     cluster: Members = field(default_factory=Members)
     local: Members = field(default_factory=Members)
+    ranges: tuple[IPNetwork, ...] = ()
+
+    @property
+    def range_keys(self) -> list[SourceKey]:
+        """Where its source ranges are: in the list that its record names."""
+        return keys(list_of(self.id, self.row.flags), self.ranges)
 
 
 @dataclass(slots=True)
@@ -78,9 +98,11 @@ class Holdings:
     slots: SlotPool
     generation: int
     epoch: int
+    range_counts: dict[Family, int]
     stray_services: list[int] = field(default_factory=list)
     stray_names: list[int] = field(default_factory=list)
     stray_backends: list[tuple[Family, int]] = field(default_factory=list)
+    stray_ranges: dict[Family, list[SourceKey]] = field(default_factory=dict)
 
     def all_ports(self) -> Iterator[Port]:
         for ports in self.ports.values():
@@ -92,10 +114,13 @@ class Holdings:
         for family in Family:
             tables[FRONTENDS[family]] = dict(self.frontends[family].items())
             tables[BACKENDS[family]] = dict(self.backends[family].items())
+            tables[SOURCE_RANGES[family]] = {}
         for port in self.all_ports():
             if port.row != NO_SERVICE:
                 tables[SERVICES][port.id] = port.row
             tables[NAMES][NameKey(NameKind.SERVICE, port.id)] = NameRow(port.name.text)
+            for key in port.range_keys:
+                tables[SOURCE_RANGES[port.name.family]][key] = SourceRow(port.id)
             for members in (port.cluster, port.local):
                 found = BackendSet.parse(members.word)
                 for place, number in enumerate(members.ids, found.base):
@@ -104,7 +129,7 @@ class Holdings:
 
 
 def adopt(state: State, limits: Limits) -> Holdings:
-    """What pinned maps held: tables frontends, services, slots, backends and names.
+    """What pinned maps held: tables frontends, source_ranges, services, slots, backends and names.
 
     Tables that are missing are empty; zero rows and other kinds of names mean nothing.
     """
@@ -117,6 +142,8 @@ def adopt(state: State, limits: Limits) -> Holdings:
     for port in ports.values():
         port.row = services.get(port.id, NO_SERVICE)
     stray_services = [number for number in services if number not in ports]
+    range_counts: dict[Family, int] = {}
+    stray_ranges: dict[Family, list[SourceKey]] = {}
     backends: dict[Family, dict[int, BackendRow]] = {}
     frontends: dict[Family, dict[FrontendKey, FrontendRow]] = {}
     stray_backends: list[tuple[Family, int]] = []
@@ -135,6 +162,9 @@ def adopt(state: State, limits: Limits) -> Holdings:
         backend_ids[family] = IdPool(limits.backends, live, rows)
         written = cast(Mapping[FrontendKey, FrontendRow], state.get(FRONTENDS[family], {}))
         frontends[family] = dict(written)
+        sources = cast(Mapping[SourceKey, SourceRow], state.get(SOURCE_RANGES[family], {}))
+        stray_ranges[family] = _read_ranges(ports, family, sources)
+        range_counts[family] = len(sources)
     used = _read_sets(ports, cast(Mapping[int, SlotRow], state.get(SLOTS, {})), limits.slots)
     words = [word for row in services.values() for word in (row.cluster, row.local)]
     by_service: dict[tuple[str, str], dict[ServiceName, Port]] = {}
@@ -153,6 +183,8 @@ def adopt(state: State, limits: Limits) -> Holdings:
         stray_services=stray_services,
         stray_names=stray_names,
         stray_backends=stray_backends,
+        range_counts=range_counts,
+        stray_ranges=stray_ranges,
     )
 
 
@@ -180,6 +212,25 @@ def _join(port: Port | None, family: Family, number: int, row: BackendRow) -> bo
     if port is None or port.name.family is not family or row.protocol != port.name.protocol:
         return False
     return port.backends.setdefault(place_of(row.address, row.port), number) == number
+
+
+def _read_ranges(
+    ports: Mapping[int, Port], family: Family, sources: Mapping[SourceKey, SourceRow]
+) -> list[SourceKey]:
+    """Fills in each port's source ranges; returns the keys of lists that no record names."""
+    found: dict[int, list[IPNetwork]] = {}
+    stray: list[SourceKey] = []
+    for key in sources:
+        port = ports.get(key.list >> 1)
+        named = port is not None and port.name.family is family and port.row.flags & GUARDED
+        meant = network(key) if named else None
+        if port is None or meant is None or key.list != list_of(port.id, port.row.flags):
+            stray.append(key)
+        else:
+            found.setdefault(port.id, []).append(meant)
+    for number, ranges in found.items():
+        ports[number].ranges = tuple(sorted(ranges))
+    return stray
 
 
 def _read_sets(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dataplane.core.endpoints import place_of, select
 from dataplane.core.frontends import is_served
-from dataplane.lab.expect import PROTOCOLS, World
+from dataplane.lab.expect import World
 from dataplane.lab.judge import endpoint_text
 from dataplane.model.constants import BackendFlag, NameKind
 from dataplane.model.names import ServiceName
@@ -117,8 +117,6 @@ def differences(world: World, node: Node, tables: Tables) -> dict[ServiceName, l
         if not is_served(service):
             continue
         for port in service.ports:
-            if port.protocol not in PROTOCOLS:
-                continue
             for address in service.cluster_ips:
                 if family_of(address) in world.families:
                     name, words = _compare(world, node, service, port, address, tables, held)

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from dataplane.core.desired import Desired, Limits, Settings
-from dataplane.core.plan import BACKENDS, FRONTENDS, NAMES, SERVICES, SLOTS, Plan, State
+from dataplane.core.plan import (
+    BACKENDS,
+    FRONTENDS,
+    NAMES,
+    SERVICES,
+    SLOTS,
+    SOURCE_RANGES,
+    Plan,
+    State,
+)
 from dataplane.kernel import loader
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.compiler import compile_bundle
@@ -29,7 +38,10 @@ from tests.program.sandbox import Sandbox
 LIMITS = Limits(frontends=64, services=16, slots=64, backends=32)
 SIZES = {"frontends": 64, "services": 16, "slots": 64, "backends": 32}
 SETTINGS = Settings("one", tuple(Family), (ip_address("192.0.2.1"), ip_address("2001:db8::1")))
-TABLES = (SERVICES, SLOTS, NAMES, *FRONTENDS.values(), *BACKENDS.values())
+TABLES = (
+    SERVICES, SLOTS, NAMES,
+    *FRONTENDS.values(), *BACKENDS.values(), *SOURCE_RANGES.values(),
+)  # fmt: skip
 PODS = {Family.V4: "10.244.0.", Family.V6: "fd00:244::"}
 
 
@@ -40,6 +52,7 @@ def service(name: str, last: int) -> Service:
         ServiceType.NODE_PORT,
         (ip_address(f"10.96.0.{last}"), ip_address(f"fd00:96::{last}")),
         (ServicePort("web", Protocol.TCP, 80, 30000 + last), ServicePort("dns", Protocol.UDP, 53)),
+        source_ranges=(ip_network("192.0.2.0/24"), ip_network("fd00::/8"), ip_network("fd00::/9")),
         internal_local=True,
         affinity_seconds=60,
     )

@@ -36,7 +36,8 @@ OTHER_SETTINGS = Settings(
     node="two",
     families=(Family.V4,),
     addresses=tuple(map(ip_address, ("192.0.2.9", "192.0.2.1", "127.0.0.1"))),
-    node_port_ranges=(ip_network("192.0.2.0/24"), ip_network("127.0.0.0/8")),
+    node_port_ranges=(ip_network("127.0.0.0/8"), ip_network("192.0.2.0/24")),
+    localhost_node_ports=True,
 )
 
 CLUSTER_IPS = [*map(ip_address, ("10.96.0.1", "10.96.0.2", "10.97.0.1"))]
@@ -46,6 +47,10 @@ PODS = {
     Family.V4: [*map(ip_address, ("10.244.0.1", "10.244.0.2", "10.244.1.1", "10.244.1.2"))],
     Family.V6: [*map(ip_address, ("fd00:244::1", "fd00:244::2", "fd00:244:1::1"))],
 }
+SOURCE_RANGES = [
+    ip_network(text)
+    for text in ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "0.0.0.0/0", "fd00::/8")
+]
 NAMESPACES, NAMES = ["a", "b"], ["s", "t"]
 PROTOCOLS = [Protocol.TCP, Protocol.TCP, Protocol.UDP, Protocol.SCTP]
 
@@ -75,7 +80,7 @@ services = st.builds(
     ports=ports,
     external_ips=st.lists(st.sampled_from(OUTSIDE_IPS), max_size=1).map(tuple),
     load_balancer_ips=st.lists(st.sampled_from(OUTSIDE_IPS), max_size=2).map(tuple),
-    source_ranges=st.sampled_from([(), (), (ip_network("10.0.0.0/8"),)]),
+    source_ranges=st.lists(st.sampled_from(SOURCE_RANGES), max_size=3, unique=True).map(tuple),
     internal_local=st.booleans(),
     external_local=st.booleans(),
     affinity_seconds=st.sampled_from([0, 0, 60]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import cast
 
 from dataplane.core.draft import NO_SERVICE
@@ -17,6 +18,7 @@ from dataplane.core.plan import (
     NAMES,
     SERVICES,
     SLOTS,
+    SOURCE_RANGES,
     Delete,
     Grace,
     Key,
@@ -28,8 +30,8 @@ from dataplane.core.plan import (
 )
 from dataplane.core.pools import REST_SECONDS
 from dataplane.core.served import Limits
-from dataplane.model.constants import BackendFlag, FrontendKind, NameKind
-from dataplane.model.net import Family
+from dataplane.model.constants import BackendFlag, FrontendKind, NameKind, ServiceFlag
+from dataplane.model.net import Family, IPNetwork
 from dataplane.model.rows import (
     BackendRow,
     BackendSet,
@@ -39,6 +41,8 @@ from dataplane.model.rows import (
     NameRow,
     ServiceRow,
     SlotRow,
+    SourceKey,
+    SourceRow,
     Table,
 )
 
@@ -111,6 +115,16 @@ class FakeMaps:
             rows.append(self.backends(family)[slot.backend_id])
         return rows
 
+    def admitted(self, number: int, row: ServiceRow, family: Family) -> frozenset[IPNetwork]:
+        """Ranges of the list that a Service's record names."""
+        odd = bool(row.flags & ServiceFlag.RANGES_ODD)
+        keys = cast(Mapping[SourceKey, SourceRow], self.table(SOURCE_RANGES[family]))
+        return frozenset(
+            ip_network((key.address, key.prefix - 32))
+            for key in keys
+            if key.list == number * 2 + odd
+        )
+
     def execute(self, plan: Plan, now: float) -> None:
         for step in plan.steps:
             self.do(step, now)
@@ -126,6 +140,8 @@ class FakeMaps:
         elif isinstance(step, Delete):
             assert step.keys
             for key in step.keys:
+                if isinstance(key, SourceKey):
+                    self._unnamed(key)
                 if not step.table.name.endswith("_counters"):
                     assert key in self.table(step.table), f"{step.table.pin} has no {key}"
                     del self.table(step.table)[key]
@@ -155,6 +171,8 @@ class FakeMaps:
         if isinstance(row, BackendRow):
             assert isinstance(key, int)
             self._backend(table.pin, key, row, cast(BackendRow | None, old), now)
+        elif isinstance(key, SourceKey):
+            self._unnamed(key)
         elif isinstance(key, NameKey):
             self.rest.take("service", key.id, now)
         elif isinstance(row, SlotRow):
@@ -166,6 +184,12 @@ class FakeMaps:
             before = cast(ServiceRow, old) if old else NO_SERVICE
             for place in _places(before) - _places(row):
                 self.rest.free("slot", place, now)
+
+    def _unnamed(self, key: SourceKey) -> None:
+        record = self.services().get(key.list >> 1, NO_SERVICE)
+        named = bool(record.flags & ServiceFlag.RANGES_ODD) == key.list & 1
+        guarded = record.flags & ServiceFlag.SOURCE_RANGES
+        assert not (guarded and named), "a list of ranges changed while its record names it"
 
     def _backend(
         self, pin: str, number: int, row: BackendRow, old: BackendRow | None, now: float

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 
 from dataplane.core.frontends import Settings
 from dataplane.model.constants import BackendFlag, FrontendKind, ServiceFlag
-from dataplane.model.net import Family, IPAddress, Protocol
+from dataplane.model.net import Family, IPAddress, IPNetwork
 from dataplane.model.objects import (
     EndpointSlice,
     Object,
@@ -31,7 +32,8 @@ class Meaning:
     """Tables without ids.
 
     frontends: to kind and name of the Service port. services: name to Cluster and Local
-    set, flags, affinity seconds. backends: (name, address, port) to flags.
+    set, flags, affinity seconds. ranges: name to who may ask, if not all.
+    backends: (name, address, port) to flags.
     """
 
     frontends: dict[FrontendKey, tuple[int, str]] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Meaning:
         default_factory=dict
     )
     backends: dict[tuple[str, IPAddress, int], int] = field(default_factory=dict)
+    ranges: dict[str, frozenset[IPNetwork]] = field(default_factory=dict)
 
 
 def meaning_of(maps: FakeMaps) -> Meaning:
@@ -67,6 +70,9 @@ def meaning_of(maps: FakeMaps) -> Meaning:
             for word in (cluster, local)
         ]
         assert name not in meaning.services
+        flags &= ~ServiceFlag.RANGES_ODD
+        if record and flags & ServiceFlag.SOURCE_RANGES:
+            meaning.ranges[name] = maps.admitted(number, record, family)
         meaning.services[name] = sets[0], sets[1], flags, affinity
     return meaning
 
@@ -125,9 +131,7 @@ def _in_service_range(address: IPAddress, settings: Settings) -> bool:
 def _ports(service: Service, settings: Settings) -> Iterable[tuple[ServicePort, Family, str]]:
     for port in service.ports:
         for family in settings.families:
-            if port.protocol is not Protocol.SCTP and any(
-                a.version == family for a in service.cluster_ips
-            ):
+            if any(a.version == family for a in service.cluster_ips):
                 text = f"{service.namespace}/{service.name}:{port.name or port.port}"
                 yield port, family, f"{text}/{port.protocol.name}/{int(family)}"
 
@@ -138,8 +142,7 @@ def _asked(
     if kind is FrontendKind.CLUSTER_IP:
         addresses = [a for a in service.cluster_ips if _in_service_range(a, settings)]
     elif kind is FrontendKind.LOAD_BALANCER:
-        guarded = {r.version for r in service.source_ranges}
-        addresses = [a for a in service.load_balancer_ips if a.version not in guarded]
+        addresses = list(service.load_balancer_ips)
     elif kind is FrontendKind.EXTERNAL_IP:
         addresses = list(service.external_ips)
     else:
@@ -153,6 +156,9 @@ def _asked(
                 found = [a for a in found if a.version != version]
                 found += [a for a in settings.addresses if any(a in r for r in ranges)]
         found = [a for a in found if not a.is_loopback]
+        loopback = ip_address("127.0.0.1")
+        if settings.localhost_node_ports and 4 in settings.families:
+            found += [loopback for r in settings.node_port_ranges[:1] if loopback in r]
         return [(a, port.node_port) for a in found]
     return [(a, port.port) for a in addresses]
 
@@ -215,6 +221,10 @@ def _backends(
         | (ServiceFlag.EXTERNAL_LOCAL if external_local else 0)
         | (ServiceFlag.AFFINITY if service.affinity_seconds else 0)
     )
+    ranges = _ranges(service, family, settings)
+    if ranges:
+        flags |= ServiceFlag.SOURCE_RANGES
+        meaning.ranges[name] = ranges
     meaning.services[name] = (
         frozenset(cluster), frozenset(local), int(flags), service.affinity_seconds
     )  # fmt: skip
@@ -229,6 +239,16 @@ def _backends(
         if is_local(place):
             state |= BackendFlag.LOCAL
         meaning.backends[name, *place] = int(state)
+
+
+def _ranges(service: Service, family: Family, settings: Settings) -> frozenset[IPNetwork]:
+    ranges = {r for r in service.source_ranges if r.version == family}
+    if ranges & {ip_network("0.0.0.0/0"), ip_network("::/0")}:
+        return frozenset()
+    primary = next((a for a in settings.addresses if a.version == family), None)
+    if primary and any(primary in r for r in ranges):
+        ranges |= {ip_network(a) for a in service.load_balancer_ips if a.version == family}
+    return frozenset(ranges)
 
 
 def _node_hints(endpoint: SliceEndpoint) -> tuple[str, ...]:

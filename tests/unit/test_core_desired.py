@@ -8,7 +8,16 @@ import pytest
 
 from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.core.draft import NO_SERVICE
-from dataplane.core.plan import BACKENDS, FRONTENDS, SERVICES, Delete, Grace, Plan, Upsert
+from dataplane.core.plan import (
+    BACKENDS,
+    FRONTENDS,
+    SERVICES,
+    SOURCE_RANGES,
+    Delete,
+    Grace,
+    Plan,
+    Upsert,
+)
 from dataplane.core.pools import REST_SECONDS
 from dataplane.model.constants import BackendFlag, FrontendKind
 from dataplane.model.net import Family, Protocol
@@ -269,22 +278,75 @@ def test_service_without_an_address_yet_is_named_and_has_no_frontend() -> None:
     assert not node.maps.names()
 
 
-def test_guarded_load_balancer_stays_closed_while_ranges_are_not_enforced() -> None:
-    node = Node1()
-    node.put(service(
+def guarded(*ranges: str) -> Service:
+    return service(
         "web", type=ServiceType.LOAD_BALANCER, load_balancer_ips=(ip_address("198.51.100.1"),),
-        source_ranges=(ip_network("10.0.0.0/8"),),
-    ))  # fmt: skip
-    assert not node.frontends(FrontendKind.LOAD_BALANCER)
-    assert "spec.loadBalancerSourceRanges" in node.problems()[0]
-    assert node.frontends(FrontendKind.NODE_PORT) == {"192.0.2.1:30080"}
+        source_ranges=tuple(map(ip_network, ranges)),
+    )  # fmt: skip
 
 
-def test_sctp_port_is_named_and_left_out() -> None:
+def admitted(node: Node1) -> set[str] | None:
+    """Who may ask web's load-balancer address; None: everybody."""
+    ranges = meaning_of(node.maps).ranges.get("shop/web:http/TCP/4")
+    return None if ranges is None else set(map(str, ranges))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "who"),
+    [
+        pytest.param([], None, id="none"),
+        pytest.param(["10.0.0.0/8", "10.1.0.0/16"], {"10.0.0.0/8", "10.1.0.0/16"}, id="two"),
+        pytest.param(["fd00::/8"], None, id="of the other family only"),
+        pytest.param(["10.0.0.0/8", "0.0.0.0/0"], None, id="everybody among them"),
+        pytest.param(
+            ["192.0.2.0/31"], {"192.0.2.0/31", "198.51.100.1/32"}, id="this node among them"
+        ),
+    ],
+)
+def test_source_ranges_of_a_family(ranges: list[str], who: set[str] | None) -> None:
     node = Node1()
-    node.put(service("web", ports=(ServicePort("call", Protocol.SCTP, 9),)))
-    assert node.problems() == ["Service shop/web: spec.ports[call].protocol: SCTP is not served"]
-    assert not node.maps.names()
+    node.put(guarded(*ranges))
+    assert admitted(node) == who
+    assert node.frontends(FrontendKind.LOAD_BALANCER) == {"198.51.100.1:80"}
+    assert not node.problems()
+
+
+def test_changed_ranges_are_written_beside_the_old_ones_and_named_by_one_write() -> None:
+    node = Node1()
+    node.put(guarded("10.0.0.0/8"))
+    plan = node.put(guarded("172.16.0.0/12", "10.0.0.0/8"))
+    assert tables(plan) == ["source_ranges_4", "services", "grace", "-source_ranges_4"]
+    assert admitted(node) == {"172.16.0.0/12", "10.0.0.0/8"}
+    node.put(guarded())
+    assert admitted(node) is None
+    assert not node.maps.table(SOURCE_RANGES[V4])
+
+
+def test_ranges_without_room_admit_nobody_else_and_are_taken_in_later() -> None:
+    node = Node1(replace(LIMITS, source_ranges=3))
+    ports = (ServicePort("http", TCP, 80),)
+    api = guarded("10.9.0.0/16", "10.8.0.0/16")
+    other = replace(api, name="api", cluster_ips=(ip_address("10.96.0.2"),), ports=ports)
+    other = replace(other, load_balancer_ips=())
+    node.put(other)
+    node.put(guarded("10.0.0.0/8", "172.16.0.0/12"))
+    assert admitted(node) == {"10.0.0.0/8"}
+    reason = "no room in the map source_ranges_4 for 1 of 2 ranges"
+    assert node.problems() == [f"Service shop/web: spec.loadBalancerSourceRanges: {reason}"]
+    assert node.desired.wake() is None
+    node.delete(other)
+    assert node.desired.wake() is not None
+    node.do()
+    assert admitted(node) == {"10.0.0.0/8", "172.16.0.0/12"}
+    assert (node.problems(), node.desired.wake()) == ([], None)
+
+
+def test_one_port_number_of_three_protocols_is_three_frontends() -> None:
+    node = Node1()
+    node.put(service("web", ports=tuple(ServicePort(p.name.lower(), p, 53) for p in Protocol)))
+    assert len(node.maps.names()) == 3
+    keys = {key.protocol for key in node.maps.frontends(V4) if key.port == 53}
+    assert keys == {6, 17, 132}
 
 
 def test_nothing_is_written_before_every_source_has_synced() -> None:

@@ -20,6 +20,7 @@ TIGHT = st.builds(
     services=st.integers(1, 5),
     slots=st.integers(1, 10),
     backends=st.integers(2, 8),
+    source_ranges=st.integers(1, 6),
 )
 steps = st.lists(st.tuples(batches, st.sampled_from([0.01, 0.1, 0.3])), min_size=1, max_size=8)
 Steps = list[tuple[Batch, float]]
@@ -135,7 +136,7 @@ def test_full_maps_name_who_is_left_out_and_take_them_in_later(
 @slow
 @given(steps, steps)
 def test_left_out_services_are_served_when_room_comes_back(history: Steps, more: Steps) -> None:
-    limits = Limits(frontends=8, services=4, slots=8, backends=6)
+    limits = Limits(frontends=8, services=4, slots=8, backends=6, source_ranges=5)
     desired, maps, cluster = Desired(SETTINGS, limits, {}), FakeMaps(limits), Cluster()
     now = run(desired, maps, cluster, history + more, 0.0)
     while cluster.objects:
