@@ -221,6 +221,7 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	struct flow *f = &draft->flow;
 	struct path path = {};
 	struct service *svc = NULL;
+	struct source_key range;
 	struct frontend *fe;
 	struct backend *b;
 	__u32 id;
@@ -238,8 +239,9 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		if (!svc)
 			return -DROP_NO_SERVICE;
 		f->service_id = id;
-		if (!service_admits(svc, fe, &p->tuple.src))
-			return -DROP_SOURCE_RANGE;
+		err = service_check_source(svc, fe, &p->tuple.src, &range);
+		if (err)
+			return err;
 		draft->recall.who.client = f->client;
 		draft->recall.who.service_id = id;
 		err = service_select_backend(

@@ -68,18 +68,28 @@ static __always_inline bool service_uses_local(const struct service *svc, const 
 	return svc->flags & SERVICE_EXTERNAL_LOCAL && !service_sender_is_pod(source);
 }
 
-/* loadBalancerSourceRanges: they guard load-balancer addresses, from everybody. */
-static __always_inline bool service_admits(const struct service *svc, const struct frontend *fe,
-					   const struct addr *source)
+static __always_inline __u32 set_count(__u64 set)
 {
-	struct source_key key;
+	return set >> SET_EPOCH_BITS & ((1U << SET_COUNT_BITS) - 1);
+}
 
+/*
+ * loadBalancerSourceRanges: they guard load-balancer addresses, from everybody.
+ * A Service without endpoints refuses all alike, as kube-proxy's iptables do.
+ * key: room for one.
+ */
+static __always_inline int service_check_source(const struct service *svc,
+						const struct frontend *fe,
+						const struct addr *source, struct source_key *key)
+{
 	if (fe->kind != FRONTEND_LOAD_BALANCER || !(svc->flags & SERVICE_SOURCE_RANGES))
-		return true;
-	key.prefix = (sizeof(key.list) + sizeof(key.address)) * 8;
-	key.list = fe->service_id << 1 | !!(svc->flags & SERVICE_RANGES_ODD);
-	key.address = *source;
-	return source_ranges.lookup(&key) != NULL;
+		return 0;
+	key->prefix = (sizeof(key->list) + sizeof(key->address)) * 8;
+	key->list = fe->service_id << 1 | !!(svc->flags & SERVICE_RANGES_ODD);
+	key->address = *source;
+	if (source_ranges.lookup(key))
+		return 0;
+	return set_count(*(volatile __u64 *)&svc->cluster) ? -DROP_SOURCE_RANGE : -DROP_NO_BACKEND;
 }
 
 /*
@@ -93,7 +103,7 @@ static __always_inline int service_select_backend(struct recall *recall, const s
 						  __u32 *backend_id, struct backend **backend)
 {
 	__u64 set = local ? *(volatile __u64 *)&svc->local : *(volatile __u64 *)&svc->cluster;
-	__u32 count = set >> SET_EPOCH_BITS & ((1U << SET_COUNT_BITS) - 1);
+	__u32 count = set_count(set);
 	__u32 base = set >> (SET_EPOCH_BITS + SET_COUNT_BITS);
 	bool has_affinity = svc->flags & SERVICE_AFFINITY;
 	__u32 known = 0;
@@ -103,7 +113,7 @@ static __always_inline int service_select_backend(struct recall *recall, const s
 	if (!count) {
 		__u64 cluster = *(volatile __u64 *)&svc->cluster;
 
-		if (local && cluster >> SET_EPOCH_BITS & ((1U << SET_COUNT_BITS) - 1))
+		if (local && set_count(cluster))
 			return -DROP_NO_LOCAL_BACKEND;
 		return -DROP_NO_BACKEND;
 	}

@@ -38,6 +38,7 @@ union socket_room {
 		struct recall recall;
 		struct flow_key tuple;
 	};
+	struct source_key range;
 	struct socket_flow flow;
 };
 
@@ -131,8 +132,9 @@ static __always_inline int socket_choose(union socket_room *room, const struct f
 
 	if (!svc)
 		return -DROP_NO_SERVICE;
-	if (!service_admits(svc, fe, &n->primary))
-		return -DROP_SOURCE_RANGE;
+	err = service_check_source(svc, fe, &n->primary, &room->range);
+	if (err)
+		return err;
 	socket_tuple(&room->tuple, to, cookie);
 	/* all of the node's own processes are one client, whichever address they will have */
 	room->recall.who.client = n->primary;

@@ -188,9 +188,9 @@ GUARDED: list[Row] = [
     ),
     ("no endpoint, in a range", "tcp outside:40000 > balancer:8016", refused("NO_BACKEND"), None),
     (
-        "no endpoint, in none: silent all the same",
+        "no endpoint, in none: refused all the same",
         "tcp outside2:40000 > balancer:8016",
-        dropped("SOURCE_RANGE"),
+        refused("NO_BACKEND"),
         None,
     ),
 ]

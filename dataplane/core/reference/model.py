@@ -107,11 +107,12 @@ class Reference:
         if frontend is None:
             return None
         endpoints = self.endpoints(frontend)
-        # nftables' firewall-check comes before service-endpoints-check; iptables drops there too.
-        if frontend.door is Door.LOAD_BALANCER and not self._is_admitted(flow, frontend):
-            return _drop(rules.SOURCE_RANGES, frontend.name)
+        # Reject before all: the Service has no usable endpoint anywhere (proxier.go: usesFWChain
+        # only with endpoints).
         if not endpoints.cluster.places:
             return Answer(Verdict.REJECT, rules.NO_ENDPOINTS, frontend.name)
+        if frontend.door is Door.LOAD_BALANCER and not self._is_admitted(flow, frontend):
+            return _drop(rules.SOURCE_RANGES, frontend.name)
         usable, empty = self._usable(flow, frontend, endpoints)
         if not usable.places:
             return _drop(empty, frontend.name)
