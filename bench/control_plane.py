@@ -20,6 +20,7 @@ from statistics import median
 
 from bench.measure import Figures, Goal, Result, pick
 from bench.start import ROUNDS, bpffs, timed
+from dataplane.agent import collector
 from dataplane.agent.config import DEFAULT_SIZES
 from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.kernel import compiler, loader
@@ -99,7 +100,8 @@ def _measure() -> Figures:
                 if refused or desired.problems():
                     raise BadEnvironment("bench.control_plane", "not all found room in the maps")
 
-            seconds = timed(lambda: write(Batch(objects, (), True)))
+            with collector.at_rest():
+                seconds = timed(lambda: write(Batch(objects, (), True)))
             peak = _peak_kb() / 1024
             changes = [
                 timed(lambda n=n: write(Batch((_smaller(objects[n]),))))  # type: ignore[misc]

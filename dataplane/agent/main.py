@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 
-from dataplane.agent import install, node, pins, source
+from dataplane.agent import collector, install, node, pins, source
 from dataplane.agent.config import Config
 from dataplane.agent.datapath import NodeDatapath
 from dataplane.agent.health import HealthServers
@@ -30,6 +30,7 @@ from dataplane.agent.log import log
 from dataplane.agent.rundir import SOCKET, RunDir
 from dataplane.cni.server import Server
 from dataplane.cni.store import Store
+from dataplane.kernel import probes
 from dataplane.kernel.netlink import Events, Links, NetlinkError
 from dataplane.model.errors import BadEnvironment, PodlaneError
 from dataplane.model.objects import Batch, Node, Problem
@@ -54,6 +55,7 @@ def run(config: Config, manifests: Path | None) -> int:
     """
     if os.geteuid() != 0:
         raise BadEnvironment("podlane agent", "needs root", "run it with sudo")
+    probes.require()  # before anything is made
     rundir = RunDir(config.run_dir, config.node_name)
     rundir.take()
     try:
@@ -138,8 +140,11 @@ async def _run_node(
         )
         facts = node.find_facts(config, links, own)
         events = closing.enter_context(Events())
-        datapath = closing.enter_context(NodeDatapath.bring_up(config, facts, own, links, store))
-        problems = datapath.apply(batch)
+        with collector.at_rest():
+            datapath = closing.enter_context(
+                NodeDatapath.bring_up(config, facts, own, links, store)
+            )
+            problems = datapath.apply(batch)
         report.problems(problems)
         datapath.finish()
         server = Server(report.folder / SOCKET, datapath.pods, log)

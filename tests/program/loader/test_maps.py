@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.agent.config import parse
+from dataplane.agent.main import run
 from dataplane.core.plan import Delete, Grace, Plan, Upsert
 from dataplane.kernel import bpf, loader, probes
 from dataplane.kernel.bundle import Bundle
@@ -146,3 +148,16 @@ def test_a_hundred_thousand_rows_are_written_within_a_second(quick: Bundle, bpff
 def test_this_kernel_has_what_podlane_needs() -> None:
     assert [str(feature) for feature in probes.probe() if not feature.present] == []
     probes.require()
+
+
+def test_an_agent_on_a_kernel_without_a_feature_names_it_and_makes_nothing(
+    tmp_path: Path, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(probes._HELPERS, "bpf_none", (0xFFFF, "a thing that no kernel has"))
+    folders = {key: str(tmp_path / key) for key in ("runDir", "stateDir")}
+    config = parse({"nodeName": "a", "bpffsDir": str(bpffs / "node"), **folders}, "test")
+    with pytest.raises(BadEnvironment, match="helper bpf_none, needed for a thing that") as error:
+        run(config, tmp_path)
+    assert error.value.exit_status == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bpffs"]
+    assert not (bpffs / "node").exists()
