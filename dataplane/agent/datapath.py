@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from dataplane.agent import derive, node, pins, uplinks
+from dataplane.agent.chains import Chains
 from dataplane.agent.config import Config
 from dataplane.agent.facts import Facts, Uplink
 from dataplane.agent.health import Vitals
@@ -73,6 +74,7 @@ class NodeDatapath:
         self.sweeps = Sweeps({f: datapath.maps[table] for f, table in FLOWS.items()}, self._tables)
         self.pods = Pods(
             links, store, self._hooks, self._tables, facts, Releases(config.state_dir),
+            Chains(config.cni_conf_dir),
             self._publish,
         )  # fmt: skip
         self._nodes_changed = True

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dataplane.agent import hostports, recovery
+from dataplane.agent.chains import Chains
 from dataplane.agent.facts import GATEWAY_MAC, GATEWAYS, OVERLAY_NAME, Facts
 from dataplane.agent.grants import Grants
 from dataplane.agent.log import log
@@ -45,11 +46,12 @@ class Pods:
         tables: Tables,
         facts: Facts,
         releases: Releases,
+        chains: Chains,
         publish: Callable[[Batch], Sequence[Problem]],
     ) -> None:
         self._links, self._store, self._hooks = links, store, hooks
         self._tables, self._facts = tables, facts
-        self._releases, self._publish = releases, publish
+        self._releases, self._chains, self._publish = releases, chains, publish
         self._grants = Grants(store, tables, facts)
         self._net = PodNet(links, hooks, tables, facts)
         # Unwired, but the store could not be written: taken from it when it can.
@@ -73,6 +75,7 @@ class Pods:
                 f"has interface {request.interface} already",
                 "DEL it first",
             )
+        self._chains.refuse(request.network, limits=request.runtime.bandwidth is not None)
         with ExitStack() as undo:
             netns = _open(request, request.netns)
             undo.callback(os.close, netns)

@@ -65,6 +65,7 @@ class Request:
     CHECK, all of them. valid is GC's: (container, interface) of each that
     lives; None if it names none, and nothing is to go.
     netns_fd is the namespace itself, if it came along: open during the call only.
+    network is the configuration's name.
     """
 
     command: str
@@ -78,6 +79,7 @@ class Request:
     previous: Mapping[str, Any] | None = None
     valid: frozenset[tuple[str, str]] | None = None
     netns_fd: int | None = None
+    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def parse(env: Mapping[str, object], config: object) -> Request:
         raise CniError(BAD_ENVIRONMENT, "wanted addresses", "more than one address of a family")
     return Request(
         command, version, container_id, interface, place, pod or container_id[:63],
-        addresses, runtime, previous,
+        addresses, runtime, previous, network=str(config.get("name", "")),
     )  # fmt: skip
 
 

@@ -121,12 +121,39 @@ def test_in_a_chain_with_tuning_and_portmap(cluster: Cluster) -> None:
         tool.close()
 
 
-def test_debians_bandwidth_plugin_with_an_egress_rate_is_refused(cluster: Cluster) -> None:
+def test_debians_bandwidth_plugin_with_an_egress_rate_is_refused_by_name(
+    cluster: Cluster,
+) -> None:
+    """By our words where the runtime's own folder has the chain, by the kernel's elsewhere."""
     limits = {"type": "bandwidth", "egressRate": 1_000_000, "egressBurst": 1_000_000}
     tool = Cnitool(cluster, "1.0.0", [limits])
     try:
         status, output = tool.run("add")
         assert status != 0
-        assert "qdisc" in output
+        assert 'plugin type="bandwidth" failed (add): create ingress qdisc' in output
+    finally:
+        tool.close()
+    tool = Cnitool(cluster, "1.0.0", [limits])
+    place = tool.node.folder / "cni/conf/05-podlane.conflist"
+    shipped = place.read_text()
+    try:
+        place.write_text((tool.folder / "10-test.conflist").read_text())
+        status, output = tool.run("add")
+        assert status != 0
+        assert f"plugin bandwidth in {place}: can't stand behind podlane-cni" in output
+        assert "take it out of the chain: podlane itself shapes pods" in output
+    finally:
+        place.write_text(shipped)
+        tool.close()
+
+
+def test_a_pods_limits_reach_us_as_the_capability_says(cluster: Cluster) -> None:
+    tool = Cnitool(cluster, "1.0.0", [])
+    try:
+        limits = {"ingressRate": 8_000_000, "ingressBurst": 0, "egressRate": 16_000_000}
+        assert tool.run("add", {"bandwidth": limits})[0] == 0
+        shown = json.loads(sh(f"tc -n {tool.ns} -j qdisc show dev eth0 root"))
+        assert [(one["kind"], one["options"]["rate"]) for one in shown] == [("tbf", 2_000_000)]
+        assert tool.run("check", {"bandwidth": limits})[0] == 0
     finally:
         tool.close()
