@@ -223,17 +223,33 @@ def test_cri_sandboxes_reach_each_other_and_a_service_and_leave_nothing(
         containerd.cri(f"remove {pod['id']}")
 
 
-def test_ctr_runs_a_container_in_our_network(containerd: Containerd) -> None:
+def ctr_run(containerd: Containerd, words: str) -> str:
     """ctr looks in the default folders only, so it gets a mount namespace with ours there."""
-    node = containerd.node
     folders = (("cni/conf", "/etc/cni/net.d"), ("cni/bin", "/opt/cni/bin"))
     binds = "; ".join(
-        f"mkdir -p {to}; mount --bind {node.folder}/{ours} {to}" for ours, to in folders
+        f"mkdir -p {to}; mount --bind {containerd.node.folder}/{ours} {to}" for ours, to in folders
     )
-    ctr = f"ctr -a {containerd.socket} -n k8s.io"
+    run = f"ctr -a {containerd.socket} -n k8s.io run --cni --snapshotter native {words}"
+    return containerd.run(f"unshare -m sh -c '{binds}; {run}'")
+
+
+def test_ctr_runs_a_container_in_our_network_and_takes_it_out_again(
+    containerd: Containerd,
+) -> None:
+    """In the foreground: ctr waits for the container, and DELs; the fixture looks what is left."""
+    node = containerd.node
+    shown = ctr_run(
+        containerd, f'--rm {IMAGE} ctr-{node.ns} /busybox sh -c "/busybox ip addr show dev eth0"'
+    )
+    assert "inet 10.244.1." in shown
+    assert "inet6 fd00:244:1:" in shown
+
+
+def test_ctr_leaves_a_detached_containers_network_to_its_user(containerd: Containerd) -> None:
+    """ctr has no command that DELs it: garbage collection does."""
+    node = containerd.node
     name = f"ctr-{node.ns}"
-    run = f"{ctr} run -d --cni --snapshotter native {IMAGE} {name}"
-    containerd.run(f"unshare -m sh -c '{binds}; {run}'")
+    ctr_run(containerd, f"-d {IMAGE} {name}")
     (line,) = [one for one in containerd.ctr("tasks ls").splitlines() if name in one]
     pid = int(line.split()[1])
     (entry,) = [
@@ -245,10 +261,7 @@ def test_ctr_runs_a_container_in_our_network(containerd: Containerd) -> None:
     ]
     assert entry["local"].startswith("10.244.1.")
     assert sh(f"ip netns exec {node.ns} ping -c1 -W2 {entry['local']}")
-    containerd.ctr(f"tasks kill -s 9 {name}")
-    time.sleep(1)
-    containerd.run(f"unshare -m sh -c '{binds}; {ctr} tasks rm -f {name}'", check=False)
-    containerd.ctr(f"containers rm {name}", check=False)
-    # `ctr run -d` leaves the network to its user, who has no command for it: GC is the way.
+    containerd.ctr(f"tasks rm -f {name}")
+    containerd.ctr(f"containers rm {name}")
     given = cni_node.config(node, "1.1.0", **{"cni.dev/valid-attachments": []})
     assert cni_node.call("GC", "", "", given).status == 0
