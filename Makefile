@@ -56,7 +56,8 @@ test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for
 
 soak: tools ## the long versions of the tests of a flow's life: ten minutes of load, a hundred kills
 	@echo "soak: makes namespaces of its own and takes them down again; needs root; about 20 minutes"
-	@$(AS_ROOT) env PODLANE_SOAK=1 $(BIN)/pytest -s tests/network/test_life_churn.py tests/network/test_life_full.py
+	@$(AS_ROOT) env PODLANE_SOAK=1 $(BIN)/pytest -s tests/network/test_life_churn.py tests/network/test_life_full.py \
+		tests/network/test_cni_growth.py
 
 test-vm: tools ## the program tests and a small network test in virtual machines: [KERNELS="6.1 6.12 newest"] [ARGS="-k name"]
 	@tools/setup.sh vm

@@ -51,7 +51,7 @@ class Grants:
             endpoint_id=number,
             # made up ones are locally administered
             mac=request.runtime.mac or b"\x0e" + digest.digest()[6:11],
-            netns=str(request.netns),
+            netns=request.netns or "",
             pod=request.pod,
             mtu=self._facts.pod_mtu,
             addresses=tuple(sorted(addresses, key=lambda address: address.version)),

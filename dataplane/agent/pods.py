@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from dataplane.agent import hostports, recovery
 from dataplane.agent.chains import Chains
@@ -239,7 +238,8 @@ class Pods:
         for port, key in zip(one.host_ports, hostports.services(one), strict=True):
             for problem in problems:
                 if problem.object == str(key):
-                    raise CniError(protocol.BAD_CONFIG, f"pod {one.pod}: {port}", problem.reason)
+                    code = protocol.TRY_LATER if problem.no_room else protocol.BAD_CONFIG
+                    raise CniError(code, f"pod {one.pod}: {port}", problem.reason)
 
     def _wrong_ports(self, one: Attachment) -> list[str]:
         """Host ports of which no frontend is in the map."""
@@ -293,7 +293,7 @@ class Pods:
         )
 
 
-def _open(request: Request, path: Path) -> int:
+def _open(request: Request, path: str) -> int:
     """The pod's namespace, as it came along or by its path; the caller closes it."""
     fd = open_netns(path) if request.netns_fd is None else os.dup(request.netns_fd)
     if not is_netns(fd):
@@ -302,7 +302,7 @@ def _open(request: Request, path: Path) -> int:
     return fd
 
 
-def _refuse_own_netns(netns: int, path: Path) -> None:
+def _refuse_own_netns(netns: int, path: str) -> None:
     mine, theirs = os.stat("/proc/self/ns/net"), os.fstat(netns)
     if (mine.st_dev, mine.st_ino) == (theirs.st_dev, theirs.st_ino):
         raise CniError(protocol.BAD_ENVIRONMENT, f"CNI_NETNS {path}", "is the node's own namespace")

@@ -6,6 +6,8 @@ The name is CONTAINER:INTERFACE, the file is empty (cni/shim.c writes it). Must 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -36,11 +38,16 @@ class Releases:
 
     def taken(self, container_id: str, interface: str) -> bool:
         """Whether there is one of this interface."""
-        return (self._folder / f"{container_id}:{interface}").exists()
+        return os.path.exists(self._file(container_id, interface))
 
     def done(self, container_id: str, interface: str) -> None:
         """It was seen to."""
-        (self._folder / f"{container_id}:{interface}").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._file(container_id, interface))
+
+    def _file(self, container_id: str, interface: str) -> str:
+        """As text: a Path's words stay in Python's table of interned strings."""
+        return f"{self._folder}/{container_id}:{interface}"
 
     @staticmethod
     def _drop_old(temporary: Path) -> None:

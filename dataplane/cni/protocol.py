@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 from dataplane.cni.runtime import Bandwidth, HostPort, Runtime, read_runtime
@@ -72,7 +71,7 @@ class Request:
     version: str
     container_id: str = ""
     interface: str = ""
-    netns: Path | None = None
+    netns: str | None = None
     pod: str = ""
     addresses: tuple[IPAddress, ...] = ()
     runtime: Runtime = field(default_factory=Runtime)
@@ -135,8 +134,7 @@ def parse(env: Mapping[str, object], config: object) -> Request:
         raise CniError(BAD_ENVIRONMENT, "CNI_IFNAME", f"{interface!r} is no interface name")
     if len(container_id) > _ID_MAX:
         raise CniError(BAD_ENVIRONMENT, "CNI_CONTAINERID", f"longer than {_ID_MAX} bytes")
-    netns = values.get("CNI_NETNS", "")
-    place = Path(netns) if netns else None
+    place = values.get("CNI_NETNS") or None
     if command == "DEL":
         # Nothing of a DEL may fail over what only an ADD needs.
         return Request(command, version, container_id, interface, place)

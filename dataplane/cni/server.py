@@ -24,6 +24,7 @@ from dataplane.model.errors import BadEnvironment, PodlaneError
 
 _LONGEST = 2 << 20  # the plugin takes a configuration of 1 MiB, and adds its environment
 _BACKLOG = 1024  # a node that comes up starts all its pods at once
+_PIECE = 8192
 _SECONDS_TO_ASK = 10
 _UCRED = struct.Struct("3i")
 
@@ -144,7 +145,7 @@ async def _receive(connection: socket.socket, received: list[int]) -> bytes:
     while True:
         try:
             data, control, _, _ = connection.recvmsg(
-                65536, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                _PIECE, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             readable = loop.create_future()

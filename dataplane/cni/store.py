@@ -331,7 +331,7 @@ class Store:
     def writable(self) -> None:
         """Raises BadEnvironment if nothing could be written now."""
         with self._writing():
-            self._db.execute("PRAGMA user_version")
+            self._db.execute(f"PRAGMA user_version = {_FORM}")  # a page, as it is
 
     # -- what the node had before podlane --------------------------------------
 

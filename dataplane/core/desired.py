@@ -272,7 +272,7 @@ class Desired:
                 where = FRONTENDS[family].pin
                 reason = f"no room in the map {where} for {key.address} port {key.port}"
                 service = self._services[claim.service]
-                self._frontends_left[key] = Problem(str(service.key), "spec", reason)
+                self._frontends_left[key] = Problem(str(service.key), "spec", reason, no_room=True)
             else:
                 self._frontends_left.pop(key, None)
                 if rows.get(key) != row:
@@ -510,7 +510,7 @@ class Desired:
     ) -> None:
         key = service.namespace, service.name
         self._starved.setdefault(key, set()).add(pool)
-        problem = Problem(str(service.key), f"spec.ports[{name.port}]", why)
+        problem = Problem(str(service.key), f"spec.ports[{name.port}]", why, no_room=True)
         self._entries[key].problems.add(problem)
 
 

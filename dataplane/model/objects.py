@@ -211,11 +211,15 @@ Object = Service | EndpointSlice | Node | Pod | ServiceCIDR
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """An object, or a part of it, that is not served: its name, field and reason."""
+    """An object, or a part of it, that is not served: its name, field and reason.
+
+    no_room: for want of room in a map, so that it can be served when another goes.
+    """
 
     object: str
     field: str
     reason: str
+    no_room: bool = False
 
     def __str__(self) -> str:
         return f"{self.object}: {self.field}: {self.reason}"

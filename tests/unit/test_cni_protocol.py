@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ def test_add_says_pod_namespace_and_addresses() -> None:
     request = protocol.parse(ENV, CONFIG)
     assert (request.command, request.version) == ("ADD", "1.0.0")
     assert (request.container_id, request.interface) == ("0123abc", "eth0")
-    assert request.netns == Path("/run/netns/a")
+    assert request.netns == "/run/netns/a"
     assert request.pod == "shop/cart-0"
     assert request.addresses == (ip_address("10.0.0.9"), ip_address("fd00::9"))
 

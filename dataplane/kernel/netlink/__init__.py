@@ -237,7 +237,7 @@ class Links:
         self._wire.do(requests.put_neighbour(entry))
 
 
-def open_netns(path: Path) -> int:
+def open_netns(path: str) -> int:
     """A descriptor of a namespace, to hand to `create_veth` and to `Links`; the caller closes it.
 
     Raises:

@@ -19,6 +19,7 @@ from dataplane.kernel.netlink.values import OUR_ROUTES
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _LINKS, _ADDRESSES, _ROUTES = (16, 17), (20, 21), (24, 25)
 _KERNEL_ROUTES = 2
+_ENOUGH = 4096  # what is looked at is at the beginning of each
 _HEADER = struct.Struct("=IHHII")
 
 
@@ -44,7 +45,7 @@ class Events:
         changed = False
         while True:
             try:
-                data = self._socket.recv(1 << 16)
+                data = self._socket.recv(_ENOUGH)
             except BlockingIOError:
                 return changed
             except OSError as failure:

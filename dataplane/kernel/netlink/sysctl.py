@@ -24,7 +24,9 @@ class Sysctls:
 
     def read(self, name: str) -> str | None:
         """The setting's value without its newline; None if this kernel has none of it."""
-        path = self._root / name
+        # Names are of devices that come and go, and a Path keeps each word that it was made of
+        # in Python's table of interned strings: paths are plain text here.
+        path = f"{self._root}/{name}"
 
         def inside() -> str | None:
             try:
@@ -44,7 +46,7 @@ class Sysctls:
         Raises:
             BadEnvironment: the kernel has no such setting, or it may not be written.
         """
-        path = self._root / name
+        path = f"{self._root}/{name}"
 
         def inside() -> None:
             fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)

@@ -43,6 +43,7 @@ _SOL_NETLINK = 270
 _EXT_ACK, _GET_STRICT_CHK = 11, 12
 _ACK_TLVS, _ACK_CAPPED = 0x200, 0x100
 _DUMP_TRIES = 8
+_LONGEST = 1 << 16  # twice what the kernel puts into one message of a dump
 
 
 class _BpfOptions(sched_bpf.options):  # type: ignore[misc] # pyroute2 ships no types
@@ -114,6 +115,8 @@ class Wire:
     def __init__(self, netns: Netns | None = None) -> None:
         self._socket = _open() if netns is None else run_in(netns, _open)
         self._sequence = 0
+        # One for all answers: what recv() makes and shrinks leaves the heap in pieces.
+        self._room = bytearray(_LONGEST)
 
     def close(self) -> None:
         self._socket.close()
@@ -165,7 +168,8 @@ class Wire:
         refusals: list[tuple[int, NetlinkError]] = []
         interrupted = False
         while True:
-            data = self._socket.recv(1 << 18)
+            size = self._socket.recv_into(self._room)
+            data = bytes(memoryview(self._room)[:size])
             offset = 0
             while offset + _HEADER.size <= len(data):
                 length, number, flags, sequence, _ = _HEADER.unpack_from(data, offset)
