@@ -96,6 +96,7 @@ def restart(pods: Sandboxes) -> None:
         ({"CNI_CONTAINERID": ""}, {}, protocol.BAD_ENVIRONMENT),
         ({"CNI_CONTAINERID": "a/b"}, {}, protocol.BAD_ENVIRONMENT),
         ({"CNI_CONTAINERID": "../../etc"}, {}, protocol.BAD_ENVIRONMENT),
+        ({"CNI_CONTAINERID": ".."}, {}, protocol.BAD_ENVIRONMENT),
         ({"CNI_CONTAINERID": "x" * 300}, {}, protocol.BAD_ENVIRONMENT),
         ({"CNI_IFNAME": ""}, {}, protocol.BAD_ENVIRONMENT),
         ({"CNI_IFNAME": "x" * 16}, {}, protocol.BAD_ENVIRONMENT),

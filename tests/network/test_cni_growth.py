@@ -84,6 +84,9 @@ def memory_kb(node: AgentNode) -> int:
     return int(line.split()[1])
 
 
+@pytest.mark.timeout(
+    120 + CYCLES // 5
+)  # seconds: two hundredths are what a pod takes, ten times that is patience
 def test_pods_that_come_and_go_leave_nothing(node: AgentNode) -> None:
     ns = f"{node.ns}-p"
     netns.create(Path("/run/netns") / ns)
