@@ -7,6 +7,8 @@ NODES ?= 3
 MODE ?= vxlan
 MANIFEST ?=
 ONLY ?=
+NETWORK ?= podlane
+KUBECONFIG_OUT ?=
 KERNELS ?= 6.1 6.12 newest
 ARGS ?=
 N ?= 10000000
@@ -26,7 +28,7 @@ C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test test-cni soak test-vm lint fmt fuzz-packets bench tools lock clean
+.PHONY: help setup demo test test-cni cluster-setup cluster-up cluster-down soak test-vm lint fmt fuzz-packets bench tools lock clean
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -74,6 +76,16 @@ test-cni: tools ## the plugin under containerd, cnitool and Debian's plugins; ne
 	@cd tests/cni/callers && go build -o $(CURDIR)/build/go/callers . && go build -o $(CURDIR)/build/go/cri ./cri
 	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
 	@$(AS_ROOT) $(BIN)/pytest tests/cni $(ARGS)
+
+cluster-setup: tools
+	@tools/setup.sh cluster
+	@command -v go >/dev/null || { echo "cluster: there is no Go (1.24 or newer) on the PATH" >&2; exit 2; }
+
+cluster-up: cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none]
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network '$(NETWORK)' --mode '$(MODE)' $(if $(KUBECONFIG_OUT),--kubeconfig-out '$(KUBECONFIG_OUT)')
+
+cluster-down: ## take that cluster away
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster down
 
 lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ alone
 	$(BIN)/ruff check .

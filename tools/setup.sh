@@ -5,6 +5,7 @@
 #   tools/setup.sh        what `make demo`, `make test`, `make lint` and `make bench` need
 #   tools/setup.sh vm     also what `make test-vm` needs
 #   tools/setup.sh cni    also what `make test-cni` needs (and, from the machine, Go 1.21 or newer)
+#   tools/setup.sh cluster  also what `make cluster-up` needs (and, from the machine, Go 1.24 or newer)
 set -euo pipefail
 export LC_ALL=C.UTF-8
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +27,9 @@ PACKAGES=(
 VM_PACKAGES=(qemu-system-x86 file debian-archive-keyring)
 # containerd and what may stand beside us in a chain; busybox is what the packed image runs
 CNI_PACKAGES=(containerd runc containernetworking-plugins iptables busybox-static)
+# what the cluster's nodes run and its test images hold; the plugins are the peer's, with kube-proxy
+CLUSTER_PACKAGES=(containerd runc openssl busybox-static curl netcat-openbsd bind9-dnsutils wget
+	containernetworking-plugins conntrack)
 PYTHON=/usr/bin/python3   # bcc is there and nowhere else; `python3` on the PATH may be another one
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 2; }
@@ -35,7 +39,8 @@ case "${1-}" in
 	"") ;;
 	vm) PACKAGES+=("${VM_PACKAGES[@]}") ;;
 	cni) PACKAGES+=("${CNI_PACKAGES[@]}") ;;
-	*) die "unknown argument '$1': call it with none, with 'vm' or with 'cni'" ;;
+	cluster) PACKAGES+=("${CLUSTER_PACKAGES[@]}") ;;
+	*) die "unknown argument '$1': call it with none, with 'vm', 'cni' or 'cluster'" ;;
 esac
 
 command -v dpkg-query >/dev/null || die "this is not a Debian system (no dpkg-query): podlane's set-up knows Debian 12 only"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One test cluster from nothing to Ready, and away again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import build, images, nodes, peer, podlane
+from tests.cluster.control import Control
+from tests.cluster.hosts import Hosts, wait_for
+from tests.cluster.places import PORT, Places
+
+HERE = Path(__file__).parent
+
+
+class Cluster:
+    """A cluster by its places; `control` is there once it is up."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.hosts = Hosts(places)
+        self.control = Control(places, self.hosts, Path())
+
+    def up(self, network: str, mode: str = "vxlan", programs: Path | None = None) -> None:
+        """Bring it up with a network: podlane, peer, or none (nodes stay NotReady).
+
+        Raises:
+            RuntimeError: what did not come up, with the end of its log; the cluster is gone again.
+        """
+        programs = programs or build.programs()
+        self.control = Control(self.places, self.hosts, programs)
+        if self.places.folder.exists():
+            raise RuntimeError(f"{self.places.name} is there already: `down` takes it away")
+        began = time.monotonic()
+        try:
+            self._up(network, mode, programs)
+        except BaseException:
+            self.down()
+            raise
+        print(f"cluster: {self.places.name} is up with {network}"
+              f" ({time.monotonic() - began:.0f} s)", flush=True)  # fmt: skip
+
+    def _up(self, network: str, mode: str, programs: Path) -> None:
+        places, hosts, control = self.places, self.hosts, self.control
+        places.folder.mkdir(parents=True, mode=0o700)
+        archives = images.make(programs, places.folder / "images", self._test_images(programs))
+        if network == "podlane":
+            archives.append(podlane.image())
+        say("hosts and control plane")
+        hosts.make()
+        control.start()
+        say("nodes")
+        nodes.start(places, hosts, programs, archives)
+        wait_for(lambda: len(self._nodes()) == places.node_count, 60, "nodes\n" + self._logs())
+        wait_for(lambda: all(n["spec"].get("podCIDRs") for n in self._nodes()), 30, "podCIDRs")
+        control.route_to_pods()
+        if network == "none":
+            return
+        if network == "peer":
+            peer.start(places, hosts, control)
+        else:
+            podlane.install(control, mode)
+        control.kubectl("apply -f -", stdin=(HERE / "coredns.yaml").read_text())
+        wait_for(lambda: all(map(_ready, self._nodes())), 90, "nodes Ready\n" + self._logs())
+        say("nodes are Ready")
+        control.kubectl("-n kube-system rollout status deployment/coredns --timeout 120s")
+
+    @staticmethod
+    def _test_images(programs: Path) -> list[str]:
+        """Names under which the tests ask for agnhost and what it stands in for."""
+        tests = programs / "e2e.test"
+        if not tests.is_file():
+            return []
+        listed = subprocess.run([tests, "--list-images"], capture_output=True, text=True,
+                                env={**os.environ, "KUBE_TEST_REPO": TEST_REPOSITORY})  # fmt: skip
+        wanted = ("agnhost", "busybox", "jessie-dnsutils", "nginx", "httpd", "pause")
+        return [one for one in listed.stdout.split() if any(f"-{w}-" in one for w in wanted)]
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        found = self.control.kubectl("get nodes -o json", check=False)
+        return list(json.loads(found)["items"]) if found else []
+
+    def _logs(self) -> str:
+        return "\n".join(self.hosts.log(f"{one.name}-kubelet", 15) for one in self.places.nodes)
+
+    def publish(self, target: Path) -> None:
+        """Write a kubeconfig that works from the machine itself, by a relay on its loopback."""
+        relay = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.relay", self.places.netns(self.places.control),
+             self.places.control.ipv4, str(PORT)],
+            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, text=True,
+        )  # fmt: skip
+        (self.hosts.cgroup / "cgroup.procs").write_text(str(relay.pid))
+        assert relay.stdout is not None
+        port = relay.stdout.readline().strip()
+        relay.stdout.close()
+        text = (self.places.folder / "pki/admin.kubeconfig").read_text()
+        target.write_text(text.replace(self.places.server, f"https://127.0.0.1:{port}"))
+        target.chmod(0o600)
+        print(f"cluster: export KUBECONFIG={target.resolve()}; kubectl is"
+              f" {self.control.programs}/kubectl")  # fmt: skip
+
+    def down(self) -> None:
+        """Take all of it away."""
+        self.hosts.destroy()
+        print(f"cluster: {self.places.name} is gone", flush=True)
+
+
+TEST_REPOSITORY = "localhost/e2e"
+
+
+def say(words: str) -> None:
+    """A step, as it begins."""
+    print(f"cluster: {words}", flush=True)
+
+
+def _ready(node: dict[str, Any]) -> bool:
+    conditions = node["status"].get("conditions", ())
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
