@@ -105,6 +105,7 @@ enum drop {
 	DROP_MARTIAN = 37, /* address that no packet on this way may have */
 	DROP_SOURCE_RANGE = 38, /* source is in none of the Service's loadBalancerSourceRanges */
 	DROP_TAIL = 39, /* internal: the program that goes on with it is missing */
+	DROP_DIRECT = 40, /* direct return: no endpoint of what was asked for is on this node */
 	DROP_MAX = 48,
 };
 
@@ -158,11 +159,13 @@ enum route_kind {
 enum route_flag {
 	ROUTE_MASQUERADE = 1, /* pods are hidden behind the uplink's address */
 	ROUTE_CLUSTER = 2, /* sources in it count as inside the cluster */
+	ROUTE_HOP_IS_NODE = 4, /* NATIVE: the next hop is the other node itself */
 };
 
 enum node_flag {
 	NODE_VXLAN = 1, /* mode: vxlan */
 	NODE_MASQUERADE_ALL = 2, /* masqueradeAll */
+	NODE_DIRECT = 4, /* loadBalancerMode: dsr */
 };
 
 enum endpoint_flag {
@@ -175,6 +178,7 @@ enum flow_flag {
 	FLOW_NAT_SRC = 4, /* source translated: client to source */
 	FLOW_VIA_STACK = 8, /* first packet came through the node's stack */
 	FLOW_TO_NODE = 16, /* client is the node itself */
+	FLOW_DIRECT = 32, /* sent on as it came; the backend's node translates and answers */
 };
 
 /* Bits, one a direction, so that both halves can be merged by OR. */
@@ -193,7 +197,7 @@ struct node {
 	struct addr gateway; /* link-local next hop of every pod */
 	__u32 flags; /* enum node_flag */
 	__u32 overlay_ifindex;
-	__u32 vni;
+	__u32 vni; /* of packets between pods; direct return's is the next one */
 	__u32 hash_seed;
 	__u16 masquerade_min; /* masquerade ports and echo ids, inclusive */
 	__u16 masquerade_max;

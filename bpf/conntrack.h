@@ -168,6 +168,12 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 	}
 	if (p->tcp_flags & TCP_FLAG_RST_BYTE)
 		bits |= FLOW_RESET;
+	/* the replies go past us: whoever goes on was answered, who closes will get the other's end */
+	if (f->flags & FLOW_DIRECT && !packet_opens(p)) {
+		bits |= FLOW_SEEN_REPLY;
+		if (bits & FLOW_FIN_CLIENT)
+			bits |= FLOW_FIN_BACKEND;
+	}
 	if ((f->state & bits) != bits) {
 		bool closed = ct_is_closed(f);
 
@@ -180,6 +186,9 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 	f->checked = tick;
 	if (f->protocol == IPPROTO_UDP)
 		f->state |= FLOW_LASTING;
+	/* it has no other half */
+	if (f->flags & FLOW_DIRECT)
+		return 0;
 	return ct_keep_other(f, s);
 }
 

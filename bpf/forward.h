@@ -147,7 +147,7 @@ static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hoo
  * Whether the source of a new flow is to be rewritten to an address of this
  * node: kube-proxy's rules (docs/decisions/0010), and pods' flows to the world.
  */
-static __always_inline bool flow_needs_masquerade(enum hook hook, const struct node *n,
+static __always_inline bool flow_needs_masquerade(enum hook hook, bool direct, const struct node *n,
 						  const struct flow *f, const struct frontend *fe,
 						  const struct service *svc,
 						  const struct path *path)
@@ -161,6 +161,10 @@ static __always_inline bool flow_needs_masquerade(enum hook hook, const struct n
 	/* a pod that reaches itself would see its own address as the client's */
 	if (addr_equal(&f->client, &f->backend))
 		return true;
+	/* the one who has the pod sees its replies, and answers with what the client asked for */
+	if (direct || (fe->kind != FRONTEND_CLUSTER_IP && hook == HOOK_FROM_UPLINK &&
+		       n->flags & NODE_DIRECT && path->endpoint))
+		return false;
 	/* its own stack's replies to an address of its own would never pass us; to others they do */
 	if (path_kind(path) == ROUTE_NODE || fe->kind == FRONTEND_HOST_PORT)
 		return false;
@@ -194,6 +198,28 @@ static __always_inline int flow_set_source(struct flow *f, const struct node *n,
 		return -DROP_NO_UPLINK;
 	f->flags |= FLOW_NAT_SRC;
 	return 0;
+}
+
+/* Frontends that clients outside ask for, and that every node answers for. */
+static __always_inline bool flow_takes_direct(const struct frontend *fe)
+{
+	return fe && (fe->kind == FRONTEND_NODE_PORT || fe->kind == FRONTEND_LOAD_BALANCER ||
+		      fe->kind == FRONTEND_EXTERNAL_IP);
+}
+
+/* Whether the backend's node is to get the packet as it came, and to answer by itself. */
+static __always_inline bool flow_goes_direct(enum hook hook, const struct node *n,
+					     const struct flow *f, const struct frontend *fe,
+					     const struct path *path)
+{
+	struct route *from;
+
+	if (hook != HOOK_FROM_UPLINK || !(n->flags & NODE_DIRECT) || !flow_takes_direct(fe) ||
+	    !route_takes_direct(path))
+		return false;
+	/* a pod's node would know nothing of such an answer */
+	from = route_find(&f->client);
+	return !from || !(from->flags & ROUTE_CLUSTER);
 }
 
 /* A bound a pod, so that none can push the others' flows out of the table. */
@@ -232,7 +258,12 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		draft->revive = REVIVE_FIRST;
 	else if (!packet_opens(p))
 		draft->revive = REVIVE_ONLY;
-	fe = hook == HOOK_FROM_OVERLAY || hook == HOOK_TO_UPLINK ? NULL : service_lookup(p);
+	if (p->direct)
+		fe = service_lookup_direct(p, n);
+	else
+		fe = hook == HOOK_FROM_OVERLAY || hook == HOOK_TO_UPLINK ? NULL : service_lookup(p);
+	if (p->direct && !flow_takes_direct(fe))
+		return -DROP_DIRECT;
 	if (fe && fe->kind != FRONTEND_ADDRESS) {
 		id = fe->service_id;
 		svc = services.lookup(&id);
@@ -246,16 +277,20 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		draft->recall.who.service_id = id;
 		err = service_select_backend(
 			&draft->recall, svc,
-			service_uses_local(svc, fe, &p->tuple.src, hook == HOOK_FROM_UPLINK),
+			p->direct || service_uses_local(svc, fe, &p->tuple.src,
+							hook == HOOK_FROM_UPLINK),
 			draft->revive == REVIVE_ONLY, &p->tuple, n->hash_seed, &id, &b);
 		if (err)
-			return err;
+			return p->direct ? -DROP_DIRECT : err;
 		f->backend_id = id;
 		f->generation = b->generation;
 		f->backend = b->address;
 		f->backend_port = b->port;
-		f->flags |= FLOW_NAT_DST;
 		route_lookup(&f->backend, &path);
+		if (flow_goes_direct(hook, n, f, fe, &path))
+			f->flags |= FLOW_DIRECT;
+		else
+			f->flags |= FLOW_NAT_DST;
 		if (hook == HOOK_FROM_UPLINK)
 			f->ifindex = skb->ifindex;
 	} else {
@@ -273,7 +308,8 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 			return ACTION_PASS;
 	}
 	draft->plain = !fe;
-	if (flow_needs_masquerade(hook, n, f, fe, svc, &path)) {
+	if (!(f->flags & FLOW_DIRECT) &&
+	    flow_needs_masquerade(hook, p->direct, n, f, fe, svc, &path)) {
 		draft->masquerade = 1;
 		err = flow_set_source(f, n, &path);
 		if (err)
@@ -289,9 +325,11 @@ static __always_inline int flow_claim(struct __sk_buff *skb, struct packet *p, c
 				      struct flow_draft *draft)
 {
 	struct flow *f = &draft->flow;
-	int err;
+	int err = 0;
 
-	err = nat_claim_source(skb, draft, p, n, f->last_seen);
+	/* the replies of what is sent on as it came don't pass here: there is no tuple to claim */
+	if (!(f->flags & FLOW_DIRECT))
+		err = nat_claim_source(skb, draft, p, n, f->last_seen);
 	if (err == -DROP_NO_FLOW && draft->plain)
 		return ACTION_PASS;
 	if (err)
@@ -306,6 +344,9 @@ static __always_inline int flow_check(const struct packet *p, struct flow *f)
 	if (packet_opens(p) && (ct_is_closed(f) || ct_is_dead(f, bpf_ktime_get_ns())))
 		return 1;
 	if (f->flags & FLOW_REPLY || service_backend_holds(f))
+		return 0;
+	/* the node that it goes on to knows which of its backends has it */
+	if (f->flags & FLOW_DIRECT && packet_is_mid_flow(p))
 		return 0;
 	return packet_is_mid_flow(p) ? -DROP_BACKEND_GONE : 1;
 }
@@ -325,6 +366,8 @@ static __always_inline int forward_known(struct __sk_buff *skb, struct scratch *
 	s->verdict.flow_flags = f->flags;
 	p->other.dst = reply ? f->client : f->backend;
 	route_lookup(&p->other.dst, &path);
+	if (f->flags & FLOW_DIRECT)
+		return route_output_direct(skb, p, n, &path, &s->verdict);
 	/* refused before anything is written, so that the answer quotes what was sent */
 	err = route_check(skb, p, n, &path, uplink);
 	if (err < 0)

@@ -5,6 +5,7 @@
  *
  *	other node -> [our VNI? a node we know? inner source of that node's range?]
  *	           -> forward.h -> pod of this node
+ *	           [direct return's VNI: a Service's client as it came to the other node]
  *	                        -> stack (router address: the node itself)
  *	                        -> out by the uplink that a NodePort's client came by
  */
@@ -32,9 +33,16 @@ static __always_inline int from_overlay_check(struct __sk_buff *skb, struct scra
 	} else {
 		*(__be32 *)peer->address = bpf_htonl(key.remote_ipv4);
 	}
-	if (key.tunnel_id != n->vni)
-		return -DROP_OVERLAY_VNI;
 	from = route_find(&s->packet.tuple.src);
+	if (n->flags & NODE_DIRECT && key.tunnel_id == n->vni + 1) {
+		if (!peers.lookup(peer))
+			return -DROP_OVERLAY_PEER;
+		s->packet.direct = 1;
+		/* clients are outside: nobody speaks for a pod this way */
+		return from && from->flags & ROUTE_CLUSTER ? -DROP_OVERLAY_SOURCE : 0;
+	}
+	if (key.tunnel_id != n->vni || !(n->flags & NODE_VXLAN))
+		return -DROP_OVERLAY_VNI;
 	if (from && from->kind == ROUTE_TUNNEL && from->hop_family == peer->family) {
 		__u32 *a = (__u32 *)peer->address, *b = (__u32 *)from->hop;
 

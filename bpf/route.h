@@ -9,6 +9,10 @@
 
 #include "packet.h"
 
+/* What an encapsulated packet is longer by: VXLAN, UDP, and IP around an Ethernet frame. */
+#define OVERLAY_BYTES_IPV4 50
+#define OVERLAY_BYTES_IPV6 70
+
 struct path {
 	struct endpoint *endpoint; /* a pod of this node, or NULL */
 	struct route *route; /* NULL: the node's kernel decides */
@@ -76,12 +80,12 @@ static __always_inline int deliver_to_pod(struct __sk_buff *skb, struct packet *
 
 /* The tunnel key of a packet that the overlay device is to encapsulate. */
 static __always_inline int route_set_tunnel(struct __sk_buff *skb, const struct node *node,
-					    const struct route *r)
+					    const struct route *r, __u32 vni)
 {
 	struct bpf_tunnel_key key = {};
 	__u64 flags = BPF_F_ZERO_CSUM_TX;
 
-	key.tunnel_id = node->vni;
+	key.tunnel_id = vni;
 	key.tunnel_ttl = 64;
 	if (r->hop_family == 6) {
 		__builtin_memcpy(key.remote_ipv6, r->hop, sizeof(r->hop));
@@ -151,6 +155,27 @@ static __always_inline int route_check(struct __sk_buff *skb, struct packet *p,
 	return 0;
 }
 
+/* Whether a packet for there can be sent on untranslated: to a pod of another node. */
+static __always_inline bool route_takes_direct(const struct path *path)
+{
+	const struct route *r = path->route;
+
+	if (path->endpoint || !r)
+		return false;
+	return r->kind == ROUTE_TUNNEL || (r->kind == ROUTE_NATIVE && r->flags & ROUTE_HOP_IS_NODE);
+}
+
+static __always_inline int route_encapsulate(struct __sk_buff *skb, const struct node *n,
+					     const struct route *r, __u32 vni)
+{
+	int err = route_set_tunnel(skb, n, r, vni);
+
+	if (err)
+		return err;
+	err = packet_set_macs(skb, (__u8 *)n->overlay_mac, (__u8 *)n->overlay_mac);
+	return err ? err : ACTION_TUNNEL;
+}
+
 /* Takes a hop off and hands the packet to where path leads, or out of the given uplink. */
 static __always_inline int route_output(struct __sk_buff *skb, struct packet *p,
 					const struct node *n, const struct path *path, __u32 uplink,
@@ -181,11 +206,35 @@ static __always_inline int route_output(struct __sk_buff *skb, struct packet *p,
 	__builtin_memcpy(v->hop, r->hop, sizeof(v->hop));
 	if (r->kind == ROUTE_NATIVE)
 		return ACTION_NATIVE;
-	err = route_set_tunnel(skb, n, r);
+	return route_encapsulate(skb, n, r, n->vni);
+}
+
+/* To a pod's node as it came, for direct return; in either mode through the overlay. */
+static __always_inline int route_output_direct(struct __sk_buff *skb, struct packet *p,
+					       const struct node *n, const struct path *path,
+					       struct verdict *v)
+{
+	struct route *r = path->route;
+	int err;
+
+	if (!r || !route_takes_direct(path))
+		return -DROP_NO_ROUTE;
+	if (p->hop_limit <= 1)
+		return -DROP_HOP_LIMIT;
+	/* the stack, which could fragment it, would take it for its own */
+	p->mtu = n->pod_mtu;
+	if (!(n->flags & NODE_VXLAN))
+		p->mtu -= r->hop_family == 6 ? OVERLAY_BYTES_IPV6 : OVERLAY_BYTES_IPV4;
+	if (packet_exceeds(skb, p, p->mtu))
+		return -DROP_TOO_BIG;
+	err = packet_take_hop(skb, p);
 	if (err)
 		return err;
-	err = packet_set_macs(skb, (__u8 *)n->overlay_mac, (__u8 *)n->overlay_mac);
-	return err ? err : ACTION_TUNNEL;
+	skb->tc_index = PACKET_DONE;
+	v->ifindex = n->overlay_ifindex;
+	v->hop_family = r->hop_family;
+	__builtin_memcpy(v->hop, r->hop, sizeof(v->hop));
+	return route_encapsulate(skb, n, r, n->vni + 1);
 }
 
 #endif

@@ -34,6 +34,7 @@ struct packet {
 	__u8 plain; /* no IPv4 options, no IPv6 extension headers */
 	__u8 may_fragment; /* IPv4 without DF */
 	__u8 to_stack; /* larger than the next link takes, and may be fragmented there */
+	__u8 direct; /* another node's client, for direct return */
 	__u8 icmp_error; /* an ICMP error, and what it quotes is in inner */
 	__u32 mtu; /* of the link that the packet is too big for */
 	__u32 l4_size; /* bytes of the transport header */

@@ -36,6 +36,25 @@ static __always_inline struct frontend *service_lookup(const struct packet *p)
 	return frontends.lookup(&key);
 }
 
+/*
+ * What a client asked another node for. A NodePort's number is the same on all
+ * nodes, its address is not.
+ */
+static __always_inline struct frontend *service_lookup_direct(const struct packet *p,
+							      const struct node *n)
+{
+	struct frontend *fe = service_lookup(p);
+	struct frontend_key key = {};
+
+	if (fe || !p->has_ports || packet_is_echo(p))
+		return fe;
+	key.address = n->primary;
+	key.port = p->tuple.dport;
+	key.protocol = p->tuple.protocol;
+	fe = frontends.lookup(&key);
+	return fe && fe->kind == FRONTEND_NODE_PORT ? fe : NULL;
+}
+
 /* Whether the address is a Service's, whatever the port. */
 static __always_inline bool service_has_address(const struct addr *address)
 {

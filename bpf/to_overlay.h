@@ -32,7 +32,7 @@ static __always_inline int to_overlay_handle(struct __sk_buff *skb, struct scrat
 		return -DROP_NO_ROUTE;
 	s->verdict.hop_family = to->hop_family;
 	__builtin_memcpy(s->verdict.hop, to->hop, sizeof(s->verdict.hop));
-	err = route_set_tunnel(skb, n, to);
+	err = route_set_tunnel(skb, n, to, n->vni);
 	if (err)
 		return err;
 	return packet_set_macs(skb, n->overlay_mac, n->overlay_mac) ? -DROP_WRITE : ACTION_PASS;

@@ -47,18 +47,34 @@ static __always_inline int verdict_answer(struct __sk_buff *skb, struct scratch 
 {
 	const struct addr *router = verdict_router(skb, hook);
 	struct route *back;
+	struct uplink *up;
 	struct node *n;
-	__u32 zero = 0;
+	__u32 zero = 0, ifindex;
 	int err;
 
+	back = route_find(&s->packet.tuple.src);
+	/* its client is outside, whom another node's packet came from */
+	if (s->packet.direct) {
+		if (!back || back->kind != ROUTE_WORLD)
+			return -DROP_ANSWERED;
+		ifindex = back->ifindex;
+		up = uplinks.lookup(&ifindex);
+		if (!up)
+			return -DROP_ANSWERED;
+		err = answer_drop(skb, s, s->verdict.reason, &up->address);
+		if (err != ACTION_ANSWER)
+			return err;
+		s->verdict.ifindex = ifindex;
+		skb->tc_index = PACKET_DONE;
+		return ACTION_WORLD;
+	}
 	if (!router)
 		return -DROP_ANSWERED;
 	err = answer_drop(skb, s, s->verdict.reason, router);
 	if (err != ACTION_ANSWER || hook != HOOK_FROM_OVERLAY)
 		return err;
 	n = node.lookup(&zero);
-	back = route_find(&s->packet.tuple.src);
-	if (!n || !back || back->kind != ROUTE_TUNNEL || route_set_tunnel(skb, n, back))
+	if (!n || !back || back->kind != ROUTE_TUNNEL || route_set_tunnel(skb, n, back, n->vni))
 		return -DROP_ANSWERED;
 	return err;
 }

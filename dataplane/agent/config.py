@@ -25,6 +25,9 @@ from dataplane.model.net import IPAddress, IPNetwork
 T = TypeVar("T")
 
 MODES = ("vxlan", "native")
+# How a client outside is answered by a pod of another node: through the node that it asked, or
+# directly, with the address that it asked for.
+SNAT, DSR = LOAD_BALANCER_MODES = ("snat", "dsr")
 # Entries by map; maps with an entry a family have that many each. Room for 10,000 Services
 # with 10 endpoints each, 5,000 nodes, and 128 Ki flows (a flow is two entries).
 DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
@@ -75,6 +78,7 @@ class Config:
     masquerade_all: bool = False
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
     mode: str = "vxlan"
+    load_balancer_mode: str = SNAT
     uplinks: tuple[str, ...] = ()
     mtu: int = 0
     api_server: str = ""
@@ -230,10 +234,13 @@ def _device(value: object) -> str:
     return name
 
 
-def _mode(value: object) -> str:
-    if value not in MODES:
-        raise ValueError(f"must be one of {', '.join(MODES)}, not {value!r}")
-    return str(value)
+def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}, not {value!r}")
+        return str(value)
+
+    return read
 
 
 def _mtu(value: object) -> int:
@@ -272,7 +279,8 @@ _KEYS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
     "localhostNodePorts": ("localhost_node_ports", _bool),
     "masqueradeAll": ("masquerade_all", _bool),
     "nonMasqueradeCIDRs": ("non_masquerade_cidrs", _list(_network)),
-    "mode": ("mode", _mode),
+    "mode": ("mode", _one_of(MODES)),
+    "loadBalancerMode": ("load_balancer_mode", _one_of(LOAD_BALANCER_MODES)),
     "uplinks": ("uplinks", _list(_device)),
     "mtu": ("mtu", _mtu),
     "apiServer": ("api_server", _text),

@@ -17,6 +17,7 @@ from dataplane.agent.facts import (
     OVERLAY_MAC,
     OVERLAY_PORT,
     OVERLAY_VNI,
+    VXLAN,
     Facts,
 )
 from dataplane.core.frontends import Settings
@@ -34,7 +35,9 @@ NOTHING: dict[Family, IPAddress] = {
 
 def node_row(config: Config, facts: Facts, family: Family, seed: int) -> NodeRow:
     """The node's own record; seed chooses among backends and must stay while flows live."""
-    flags = NodeFlag.VXLAN if facts.overlay_index else NodeFlag(0)
+    flags = NodeFlag.VXLAN if facts.mode == VXLAN else NodeFlag(0)
+    if facts.direct:
+        flags |= NodeFlag.DIRECT
     if config.masquerade_all:
         flags |= NodeFlag.MASQUERADE_ALL
     low, high = MASQUERADE_PORTS
@@ -91,7 +94,8 @@ def route_facts(
     """
     return RouteFacts(
         node=facts.name,
-        vxlan=bool(facts.overlay_index),
+        vxlan=facts.mode == VXLAN,
+        direct=facts.direct,
         addresses=addresses,
         pod_cidrs=facts.pod_cidrs,
         cluster_cidrs=cluster_cidrs(config, facts, nodes),
@@ -114,4 +118,5 @@ def settings(
         node_port_ranges=config.node_port_addresses,
         localhost_node_ports=config.localhost_node_ports,
         service_cidrs=config.service_cidrs,
+        direct_return=facts.direct,
     )

@@ -20,6 +20,7 @@ OVERLAY_NAME = "podlane0"
 OVERLAY_MAC = bytes.fromhex("0a706c000001")
 # VXLAN takes a packet whose inner source is the device's own MAC for a loop, and drops it.
 OVERLAY_DEVICE_MAC = bytes.fromhex("0a706c000003")
+VXLAN = "vxlan"  # of the modes, the one with an overlay between pods
 OVERLAY_VNI = 7000
 OVERLAY_PORT = 8472
 OVERLAY_OVERHEAD = {Family.V4: 50, Family.V6: 70}
@@ -44,8 +45,9 @@ class Facts:
     """This node, as found when it was brought up.
 
     routers: the node's own address among its pods, one a family that it has pods of.
-    overlay_index is 0 in native mode.
+    overlay_index is 0 in native mode without direct return.
     holder_index is the device that the router addresses are on.
+    direct: clients outside are answered by the node that has the pod (loadBalancerMode: dsr).
     netns_cookie is its network namespace as programs know it; 0: no socket is the node's.
     """
 
@@ -59,6 +61,7 @@ class Facts:
     overlay_index: int
     holder_index: int
     netns_cookie: int = 0
+    direct: bool = False
 
 
 def check_ranges(cidrs: tuple[IPNetwork, ...], owner: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 from dataplane.agent import settings, uplinks
-from dataplane.agent.config import Config
+from dataplane.agent.config import DSR, Config
 from dataplane.agent.facts import (
     HOST_VETH,
     IPV6_LEAST_MTU,
@@ -22,6 +22,7 @@ from dataplane.agent.facts import (
     OVERLAY_NAME,
     OVERLAY_OVERHEAD,
     OVERLAY_PORT,
+    VXLAN,
     Facts,
     Uplink,
     check_ranges,
@@ -37,8 +38,6 @@ from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadEnvironment, BadInput
 from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
 from dataplane.model.objects import Node, Problem
-
-VXLAN = "vxlan"
 
 
 def find_facts(config: Config, links: Links, own: Node | None) -> Facts:
@@ -69,6 +68,7 @@ def find_facts(config: Config, links: Links, own: Node | None) -> Facts:
         overlay_index=0,
         holder_index=0,
         netns_cookie=netns.cookie(),
+        direct=config.load_balancer_mode == DSR,
     )
 
 
@@ -102,7 +102,7 @@ def make_devices(links: Links, store: Store, facts: Facts, undo: ExitStack) -> F
     if not loopback.up:
         links.set_up(loopback.index)
     overlay = _overlay(links, facts, undo)
-    holder = overlay.index if overlay else loopback.index
+    holder = overlay.index if overlay and facts.mode == VXLAN else loopback.index
     wanted = set(facts.routers.values())
     there = {one.address: one for one in links.addresses() if one.address in wanted}
     for address in wanted:
@@ -130,7 +130,7 @@ def _overlay(links: Links, facts: Facts, undo: ExitStack) -> Link | None:
             f"exists and is no VXLAN device of ours ({link.kind or 'physical'})",
             f"remove it: `ip link delete {OVERLAY_NAME}`",
         )
-    if facts.mode != VXLAN:
+    if facts.mode != VXLAN and not facts.direct:
         if link is not None:
             links.delete_link(link.index)  # the mode was another one
         return None

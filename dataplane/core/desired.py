@@ -353,6 +353,7 @@ class Desired:
         family = port.name.family
         flags = _service_flags(service)
         wants_local = bool(flags & (ServiceFlag.INTERNAL_LOCAL | ServiceFlag.EXTERNAL_LOCAL))
+        wants_local |= self._settings.direct_return
         selection = select(
             (piece for piece in pieces if piece.family is family),
             spec.name, spec.protocol, self._settings.node, self._settings.zone, wants_local,

@@ -44,6 +44,7 @@ class Settings:
             primary address.
         localhost_node_ports: NodePorts on 127.0.0.1, too, if a range covers it.
         service_cidrs: where ClusterIPs come from; a family without a range takes any.
+        direct_return: other nodes send their clients on to this node's endpoints.
     """
 
     node: str
@@ -53,6 +54,7 @@ class Settings:
     node_port_ranges: tuple[IPNetwork, ...] = ()
     service_cidrs: tuple[IPNetwork, ...] = ()
     localhost_node_ports: bool = False
+    direct_return: bool = False
 
     def node_port_addresses(self, family: Family) -> tuple[IPAddress, ...]:
         """The addresses of this node on which NodePorts are served; of IPv6 never loopback.

@@ -21,6 +21,7 @@ from dataplane.model.rows import RouteKey, RouteRow
 
 MASQUERADE = int(RouteFlag.MASQUERADE)
 CLUSTER = int(RouteFlag.CLUSTER)
+HOP_IS_NODE = int(RouteFlag.HOP_IS_NODE)
 DEFAULTS: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
@@ -41,6 +42,7 @@ class RouteFacts:
     Args:
         node: its name.
         vxlan: whether pods of other nodes are reached by the overlay, else by next hop.
+        direct: other nodes send clients on to this one by the overlay, in both modes.
         addresses: every address that is on this node, besides router and pod addresses.
         pod_cidrs: its own.
         cluster_cidrs, service_cidrs, non_masquerade_cidrs: as configured or found.
@@ -60,6 +62,7 @@ class RouteFacts:
     uplinks: frozenset[int] = frozenset()
     kernel: tuple[KernelRoute, ...] = ()
     underlay: Family = Family.V4
+    direct: bool = False
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ def make_routes(facts: RouteFacts, nodes: Iterable[Node]) -> Routes:
         for address in node.addresses:
             # In native mode other nodes know the way to our pods, in VXLAN mode the link may not.
             routes.put(_host(address), world.row(_host(address), masquerade=facts.vxlan))
-            if facts.vxlan:
+            if facts.vxlan or facts.direct:
                 routes.peers[address] = node.name
     routers = (router_address(facts.pod_cidrs, family) for family in Family)
     for own in (*facts.addresses, *(r for r in routers if r is not None)):
@@ -146,8 +149,9 @@ def _pod_routes(
             if way is None or way.index not in facts.uplinks:
                 problem(f"{prefix}: no uplink leads to {hop}")
             else:
+                flags = CLUSTER if way.gateway else CLUSTER | HOP_IS_NODE
                 hop = way.gateway or hop
-                routes.put(prefix, RouteRow(RouteKind.NATIVE, CLUSTER, way.index, hop))
+                routes.put(prefix, RouteRow(RouteKind.NATIVE, flags, way.index, hop))
 
 
 def _shared_address(

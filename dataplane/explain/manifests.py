@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataplane.agent import derive
-from dataplane.agent.config import Config, load, parse
+from dataplane.agent.config import DSR, Config, load, parse
 from dataplane.agent.facts import (
     MASQUERADE_PORTS,
     OVERLAY_OVERHEAD,
     OVERLAY_PORT,
+    VXLAN,
     Facts,
     Uplink,
 )
@@ -91,7 +92,7 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
         addresses=frozenset({*addresses, *facts.routers.values()}),
         cluster=derive.cluster_cidrs(config, facts, nodes.values()),
         tables={table: dict(rows) for table, rows in desired.tables().items()},
-        vxlan=bool(facts.overlay_index),
+        vxlan=facts.mode == VXLAN,
         nodes={address: node.name for node in nodes.values() for address in node.addresses},
     )
     route_problems = _fill_node(scene, config, facts, nodes)
@@ -127,6 +128,7 @@ def _world(
         masquerade_all=config.masquerade_all,
         non_masquerade_cidrs=config.non_masquerade_cidrs,
         vxlan=scene.vxlan,
+        direct_return=facts.direct,
         masquerade_ports=MASQUERADE_PORTS,
         vxlan_port=OVERLAY_PORT,
     )
@@ -143,7 +145,7 @@ def _facts(config: Config, own: Node | None, addresses: tuple[IPAddress, ...]) -
         if (router := router_address(cidrs, family)) is not None:
             routers[family] = router
     overhead = OVERLAY_OVERHEAD[Family.V4 if Family.V4 in primary else Family.V6]
-    vxlan = config.mode == "vxlan"
+    vxlan, direct = config.mode == VXLAN, config.load_balancer_mode == DSR
     return Facts(
         name=config.node_name,
         mode=config.mode,
@@ -153,8 +155,9 @@ def _facts(config: Config, own: Node | None, addresses: tuple[IPAddress, ...]) -
         # With an address of each family, so that endpoints out there are reachable in either.
         uplinks=(Uplink(DEVICE, "uplink", UPLINK_MAC, _MTU, routers | primary),),
         pod_mtu=config.mtu or _MTU - (overhead if vxlan else 0),
-        overlay_index=OVERLAY if vxlan else 0,
+        overlay_index=OVERLAY if vxlan or direct else 0,
         holder_index=0,
+        direct=direct,
     )
 
 

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from dataplane.core.plan import FRONTENDS, NAMES, ROUTES, Key, Row
 from dataplane.explain.questions import Question
-from dataplane.model.constants import NameKind, NodeFlag, RouteKind
+from dataplane.model.constants import NameKind, NodeFlag, RouteFlag, RouteKind
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, IPAddress, IPNetwork, Protocol, family_of
 from dataplane.model.objects import Node
@@ -147,7 +147,7 @@ class Scene:
         if self.vxlan:
             return RouteRow(RouteKind.TUNNEL, flags, 0, hops[0] if hops else made_up)
         hop = next((one for one in hops if one.version == address.version), made_up)
-        return RouteRow(RouteKind.NATIVE, flags, DEVICE, hop)
+        return RouteRow(RouteKind.NATIVE, flags | RouteFlag.HOP_IS_NODE, DEVICE, hop)
 
     def needs(self, question: Question) -> Needs:
         """What must be otherwise for a question: its sender, and a plain destination."""

@@ -57,7 +57,8 @@ class PacketTrials:
         self._scratch = scratch
         actions, flags = abi(Family.V4).enum("action"), abi(Family.V4).enum("flow_flag")
         self._answer, self._drop = actions["ACTION_ANSWER"], actions["ACTION_DROP"]
-        self._nat_dst = flags["FLOW_NAT_DST"]
+        # to a backend of this node or by SNAT, or as it came to the backend's node
+        self._to_backend = flags["FLOW_NAT_DST"] | flags["FLOW_DIRECT"]
 
     def program(self, question: Question) -> str:
         return program_for(question, self._scratch.scene.in_cluster(question.source))
@@ -79,7 +80,7 @@ class PacketTrials:
             return REJECT
         if said.action == self._drop or not said.action:
             return DROP
-        return FORWARD if said.flow_flags & self._nat_dst else PASS
+        return FORWARD if said.flow_flags & self._to_backend else PASS
 
 
 def program_for(question: Question, inside: bool) -> str:

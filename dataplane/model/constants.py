@@ -60,6 +60,7 @@ class RouteFlag(enum.IntFlag):
 
     MASQUERADE = 1
     CLUSTER = 2
+    HOP_IS_NODE = 4
 
 
 class EndpointFlag(enum.IntFlag):
@@ -73,6 +74,7 @@ class NodeFlag(enum.IntFlag):
 
     VXLAN = 1
     MASQUERADE_ALL = 2
+    DIRECT = 4
 
 
 class NameKind(enum.IntEnum):

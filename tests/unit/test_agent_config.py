@@ -43,6 +43,7 @@ def test_every_key_reaches_its_field() -> None:
             "masqueradeAll": True,
             "nonMasqueradeCIDRs": ["10.0.0.0/8"],
             "mode": "native",
+            "loadBalancerMode": "dsr",
             "uplinks": ["eth0", "eth1"],
             "mtu": 1400,
             "apiServer": "https://192.0.2.9:6443",
@@ -70,6 +71,7 @@ def test_every_key_reaches_its_field() -> None:
         masquerade_all=True,
         non_masquerade_cidrs=(ip_network("10.0.0.0/8"),),
         mode="native",
+        load_balancer_mode="dsr",
         uplinks=("eth0", "eth1"),
         mtu=1400,
         api_server="https://192.0.2.9:6443",
@@ -95,6 +97,7 @@ def test_an_unknown_key_is_refused_by_name(key: object) -> None:
     ("key", "value", "words"),
     [
         ("mode", "ipip", "must be one of vxlan, native"),
+        ("loadBalancerMode", "DSR", "must be one of snat, dsr"),
         ("mtu", "1400", "must be a number"),
         ("mtu", True, "must be a number"),
         ("mtu", 900, "must be 1280 to 65535, not 900"),

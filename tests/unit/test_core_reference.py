@@ -265,6 +265,14 @@ def test_who_is_hidden(source: str, to: str, local: bool, masquerade: bool) -> N
     assert (got.masquerade, got.hidden) == (masquerade, got.backends if masquerade else frozenset())
 
 
+@pytest.mark.parametrize(
+    ("source", "to", "masquerade"),
+    [(OUTSIDE, BALANCER, False), (OUTSIDE, CLUSTER_IP, True), (LOCAL, BALANCER, True)],
+)
+def test_direct_return_hides_no_client_outside(source: str, to: str, masquerade: bool) -> None:
+    assert ask(world(SERVICE, BOTH, direct_return=True), source, to).masquerade is masquerade
+
+
 def test_masquerade_all_adds_cluster_ips_and_nothing_else() -> None:
     local = replace(SERVICE, external_local=True)
     everything = world(local, BOTH, masquerade_all=True)

@@ -12,6 +12,7 @@ from dataplane.model.rows import RouteKey, RouteRow
 
 UPLINK, DOCKER, SECOND = 2, 3, 5
 CLUSTER, MASQUERADE = int(RouteFlag.CLUSTER), int(RouteFlag.MASQUERADE)
+HOP_IS_NODE = int(RouteFlag.HOP_IS_NODE)
 
 
 def route(prefix: str, index: int, gateway: str = "", metric: int = 0) -> KernelRoute:
@@ -103,7 +104,7 @@ def test_node_without_a_shared_family_is_a_problem_and_its_pods_unreachable() ->
 def test_native_mode_sends_remote_pods_to_the_next_hop_on_the_link() -> None:
     routes = make_routes(NATIVE, [TWO])
     assert lookup(routes, "10.244.2.9") == RouteRow(
-        RouteKind.NATIVE, CLUSTER, UPLINK, ip_address("192.0.2.2")
+        RouteKind.NATIVE, CLUSTER | HOP_IS_NODE, UPLINK, ip_address("192.0.2.2")
     )
     assert lookup(routes, "fd00:10:244:2::9").hop == ip_address("2001:db8::2")
     assert not routes.peers
@@ -111,7 +112,13 @@ def test_native_mode_sends_remote_pods_to_the_next_hop_on_the_link() -> None:
 
 def test_native_mode_asks_the_gateway_for_a_node_behind_it() -> None:
     routes = make_routes(NATIVE, [node("far", "198.51.100.7", "10.244.7.0/24")])
-    assert lookup(routes, "10.244.7.1").hop == ip_address("192.0.2.254")
+    found = lookup(routes, "10.244.7.1")
+    assert (found.hop, found.flags) == (ip_address("192.0.2.254"), CLUSTER)
+
+
+def test_in_native_mode_other_nodes_encapsulate_for_direct_return_alone() -> None:
+    assert not make_routes(NATIVE, [TWO]).peers
+    assert len(make_routes(replace(NATIVE, direct=True), [TWO]).peers) == 2
 
 
 def test_native_mode_names_a_node_that_no_uplink_leads_to() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dataplane.core.reference.frontends import Door, Frontend
-from dataplane.core.reference.places import hides_pods, is_world
+from dataplane.core.reference.places import Where, hides_pods, is_world, where_is
 from dataplane.core.reference.values import Entry, FlowQuestion, Place, Rewritten, World
 from dataplane.model.net import Family, IPAddress
 
@@ -29,6 +29,10 @@ def hiding_of(
     if asks_to_hide(world, flow, frontend):
         # The node's own stack needs no help to answer: its replies pass us on their way out.
         hidden = frozenset(b for b in backends if b[0] not in world.own())
+        if goes_direct(world, flow, frontend):
+            # The nodes that have the pods answer themselves; what is no pod has no such node.
+            nowhere = (Where.PEER, Where.WORLD)
+            hidden = frozenset(b for b in hidden if where_is(world, b[0]) in nowhere)
         if flow.entry is Entry.NODE:
             hidden = backends  # its own address is one of this node, whoever it asks
         return Hiding(bool(hidden), hidden)
@@ -47,6 +51,12 @@ def asks_to_hide(world: World, flow: FlowQuestion, frontend: Frontend) -> bool:
     if frontend.service.external_local:
         return flow.entry is Entry.NODE
     return True
+
+
+def goes_direct(world: World, flow: FlowQuestion, frontend: Frontend) -> bool:
+    """Whether direct server return is for this flow."""
+    inside = frontend.door in (Door.CLUSTER_IP, Door.HOST_PORT)
+    return world.direct_return and flow.entry is Entry.OUTSIDE and not inside
 
 
 def packet_to(world: World, flow: FlowQuestion, backend: Place, is_hidden: bool) -> Rewritten:

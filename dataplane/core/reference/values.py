@@ -56,6 +56,7 @@ class World:
         masquerade_all: hide every client of a ClusterIP.
         non_masquerade_cidrs: ranges outside the cluster that see pods' own addresses.
         vxlan: mode vxlan, else native.
+        direct_return: the node that has the pod answers clients outside itself.
         masquerade_ports: first and last port under which clients are hidden.
         vxlan_port: UDP port of the overlay.
     """
@@ -77,6 +78,7 @@ class World:
     masquerade_all: bool = False
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
     vxlan: bool = True
+    direct_return: bool = False
     masquerade_ports: tuple[int, int] = (61000, 64999)
     vxlan_port: int = 8472
 
