@@ -182,7 +182,7 @@ class Hosts:
                 Path(folder).rmdir()  # made for a mount; what is in use is not empty
         for _ in range(20):
             # Containers' groups of version 1; a group is busy for a moment after its last process.
-            left = [one for one in Path("/sys/fs/cgroup").glob("*/k8s.io/*/")]
+            left = list(Path("/sys/fs/cgroup").glob("*/k8s.io/*/"))
             for group in left:
                 with suppress(OSError):
                     group.rmdir()
@@ -196,19 +196,35 @@ class Hosts:
             self.cgroup.rmdir()
 
     def _end_processes(self) -> None:
+        """End what is in the cluster's group, and its descendants: runc moves containers out of it."""
         until = time.monotonic() + 20
         while self.cgroup.is_dir() and time.monotonic() < until:
-            found = [
+            found = {
                 int(pid)
                 for procs in (self.cgroup / "cgroup.procs", *self.cgroup.glob("**/cgroup.procs"))
                 for pid in procs.read_text().split()
-            ]
+            }
             if not found:
                 return
-            for pid in found:
+            for pid in _with_descendants(found):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+
+
+def _with_descendants(found: set[int]) -> set[int]:
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            pid, _, rest = stat.read_text().partition(" ")
+            parents.setdefault(int(rest.rpartition(")")[2].split()[1]), []).append(int(pid))
+    whole, queue = set(found), list(found)
+    while queue:
+        for child in parents.get(queue.pop(), ()):
+            if child not in whole:
+                whole.add(child)
+                queue.append(child)
+    return whole
 
 
 def wait_for(condition: object, seconds: float, what: str) -> None:
