@@ -38,8 +38,8 @@ FAMILY_MAP("hash", struct frontend_key, struct frontend, frontends, 1024, BPF_F_
 /* By list and source: longest prefix first. Agent writes a list that does not count; from_pod, from_uplink read. */
 FAMILY_MAP("lpm_trie", struct source_key, struct source, source_ranges, 1024, BPF_F_NO_PREALLOC);
 
-/* By service id. Agent writes, slots first; a set changes by one write. */
-SHARED_MAP("array", __u32, struct service, services, 1024, 0);
+/* By service id. Agent writes, slots first; mapped into it, so that a set changes by one store. */
+SHARED_MAP("array", __u32, struct service, services, 1024, BPF_F_MMAPABLE);
 
 /* By place. Agent writes places that no set covers; a freed range rests before reuse. */
 SHARED_MAP("array", __u32, struct slot, slots, 1024, 0);

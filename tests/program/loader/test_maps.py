@@ -31,11 +31,13 @@ from dataplane.model.rows import (
     PeerRow,
     RouteKey,
     RouteRow,
+    ServiceRow,
     Table,
 )
 
 BACKENDS, COUNTERS = Table("backends", Family.V6), Table("service_counters")
 FRONTENDS, ROUTES = Table("frontends", Family.V4), Table("routes", Family.V4)
+SERVICES = Table("services")
 NAMES, PEERS, DROPS = Table("names"), Table("peers"), Table("drops", Family.V4)
 A, A6 = IPv4Address("10.0.0.1"), IPv6Address("fd00::1")
 
@@ -161,3 +163,14 @@ def test_an_agent_on_a_kernel_without_a_feature_names_it_and_makes_nothing(
     assert error.value.exit_status == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bpffs"]
     assert not (bpffs / "node").exists()
+
+
+def test_a_service_is_stored_in_the_kernel_s_own_memory_word_by_word(datapath: Datapath) -> None:
+    words = bpf.map_words(datapath.maps[SERVICES], 24, 1024)
+    row = ServiceRow((1 << 60) + 1, (1 << 59) + 2, 3, 4)
+    refused = Writer(datapath).execute(Plan((Upsert(SERVICES, [(7, row), (1024, row), (8, row)]),)))
+    assert [full.what for full in refused] == ["services: 1024"]
+    assert list(words[21:27]) == [row.cluster, row.local, 3 | 4 << 32] * 2
+    assert dict(Maps(datapath).items(SERVICES)) == {7: row, 8: row}
+    Writer(datapath).execute(Plan((Delete(SERVICES, [7]),)))
+    assert dict(Maps(datapath).items(SERVICES)) == {8: row}
