@@ -28,6 +28,7 @@ def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
         "null": paths.null,
         "pod-to-pod": paths.pod_to_pod,
         "pod-to-clusterip": paths.pod_to_clusterip,
+        "host-to-clusterip": paths.host_to_clusterip,
         "vxlan": paths.vxlan,
         "new-connections": connections.new_connections,
         "compile": start.compiling,

@@ -10,6 +10,7 @@ from bench.measure import Figures, Goal, Result, alternate, pick
 STREAM_SECONDS, REQUEST_SECONDS = 0.3, 0.3
 THROUGHPUT = Goal("ratio", at_least=0.97)
 LATENCY = Goal("ratio", at_most=1.02)
+SOCKET_LATENCY = Goal("ratio", at_most=1.01)
 
 
 def figures(target: Target) -> Figures:
@@ -67,6 +68,33 @@ def _one_node(name: str, *, through_service: bool) -> list[Result]:
         ):
             address = ours.cluster_ip(1) if through_service else lab.address("server")
             return compare(name, lab.target("client", address), peer)
+
+
+def host_to_clusterip() -> list[Result]:
+    """A process of the node by a ClusterIP, against the same process straight to the pod."""
+    objects = [ours.pod("server", "node-1"), ours.service(1, "server")]
+    with ours.lab(objects, nodes=1) as lab:
+        lab.stop_stand_in("server")
+        node = lab.files.node_netns("node-1")
+        service, direct = Target(node, ours.cluster_ip(1)), Target(node, lab.address("server"))
+        with load.server(lab.place("server")):
+            a, b = alternate(lambda: _requests(service), lambda: _requests(direct))
+    return [
+        Result(
+            "host-to-clusterip-latency", "µs, TCP request p50", pick(a, "p50_us"),
+            pick(b, "p50_us"), SOCKET_LATENCY,
+        ),
+        Result(
+            "host-to-clusterip-connections", "connections/s", pick(a, "opened_per_second"),
+            pick(b, "opened_per_second"), None,
+        ),
+    ]  # fmt: skip
+
+
+def _requests(target: Target) -> Figures:
+    requests = load.run("tcp-rr", target, REQUEST_SECONDS)
+    opened = load.run("tcp-crr", target, REQUEST_SECONDS)
+    return {"p50_us": requests["p50_us"], "opened_per_second": opened["per_second"]}
 
 
 def vxlan() -> list[Result]:
