@@ -6,6 +6,7 @@ SHELL := /bin/bash
 NODES ?= 3
 MODE ?= vxlan
 MANIFEST ?=
+IMAGE ?= localhost/podlane:dev
 ONLY ?=
 NETWORK ?= podlane
 KUBECONFIG_OUT ?=
@@ -28,7 +29,7 @@ C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test test-cni cluster-setup cluster-up cluster-down soak test-vm lint fmt fuzz-packets bench tools lock clean
+.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down soak test-vm lint fmt fuzz-packets bench tools lock clean
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -68,13 +69,14 @@ test-vm: tools ## the program tests and a small network test in virtual machines
 # The callers are Go programs of others, or built on others' libraries: cnitool is the specification's.
 CNITOOL := github.com/containernetworking/cni/cnitool@v1.2.3
 
-test-cni: tools ## the plugin under containerd, cnitool and Debian's plugins; needs Go
+test-cni: tools ## the plugin under containerd, cnitool and Debian's plugins, and the image; needs Go
 	@tools/setup.sh cni
 	@command -v go >/dev/null || { echo "test-cni: there is no Go (1.21 or newer) on the PATH" >&2; exit 2; }
 	@mkdir -p build/go
 	@GOBIN=$(CURDIR)/build/go go install $(CNITOOL)
 	@cd tests/cni/callers && go build -o $(CURDIR)/build/go/callers . && go build -o $(CURDIR)/build/go/cri ./cri
 	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
+	@$(AS_ROOT) tools/image.sh
 	@$(AS_ROOT) $(BIN)/pytest tests/cni $(ARGS)
 
 cluster-setup: tools
@@ -86,6 +88,12 @@ cluster-up: cluster-setup ## a real Kubernetes in namespaces of this machine: [K
 
 cluster-down: ## take that cluster away
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster down
+
+image: tools ## build/podlane-image.tar for a container runtime, without Docker: [IMAGE=localhost/podlane:dev]
+	@echo "image: downloads about 60 MB of Debian packages; needs root; two minutes"
+	@tools/setup.sh image
+	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
+	@$(AS_ROOT) tools/image.sh '$(IMAGE)'
 
 lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ alone
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, str] = {
     "agent": "run a node's agent",
     "install": "put the CNI plugin in place",
+    "manifests": "what kubectl takes to run podlane on a cluster",
     "uninstall": "take all that podlane put on a node away",
     "lab": "a cluster from plain manifests on this machine",
     "explain": "what the programs do with a packet, and why",

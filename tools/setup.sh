@@ -4,6 +4,7 @@
 #
 #   tools/setup.sh        what `make demo`, `make test`, `make lint` and `make bench` need
 #   tools/setup.sh vm     also what `make test-vm` needs
+#   tools/setup.sh image  also what `make image` needs
 #   tools/setup.sh cni    also what `make test-cni` needs (and, from the machine, Go 1.21 or newer)
 #   tools/setup.sh cluster  also what `make cluster-up` needs (and, from the machine, Go 1.24 or newer)
 set -euo pipefail
@@ -30,6 +31,7 @@ CNI_PACKAGES=(containerd runc containernetworking-plugins iptables busybox-stati
 # what the cluster's nodes run and its test images hold; the plugins are the peer's, with kube-proxy
 CLUSTER_PACKAGES=(containerd runc openssl busybox-static curl netcat-openbsd bind9-dnsutils wget
 	containernetworking-plugins conntrack)
+IMAGE_PACKAGES=(debootstrap)
 PYTHON=/usr/bin/python3   # bcc is there and nowhere else; `python3` on the PATH may be another one
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 2; }
@@ -38,9 +40,10 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 case "${1-}" in
 	"") ;;
 	vm) PACKAGES+=("${VM_PACKAGES[@]}") ;;
-	cni) PACKAGES+=("${CNI_PACKAGES[@]}") ;;
-	cluster) PACKAGES+=("${CLUSTER_PACKAGES[@]}") ;;
-	*) die "unknown argument '$1': call it with none, with 'vm', 'cni' or 'cluster'" ;;
+	cni) PACKAGES+=("${CNI_PACKAGES[@]}" "${IMAGE_PACKAGES[@]}") ;;
+	image) PACKAGES+=("${IMAGE_PACKAGES[@]}") ;;
+	cluster) PACKAGES+=("${CLUSTER_PACKAGES[@]}" "${IMAGE_PACKAGES[@]}") ;;
+	*) die "unknown argument '$1': call it with none, with 'vm', 'cni', 'image' or 'cluster'" ;;
 esac
 
 command -v dpkg-query >/dev/null || die "this is not a Debian system (no dpkg-query): podlane's set-up knows Debian 12 only"

@@ -33,13 +33,20 @@ _MOUNTS = Path("/proc/self/mounts")
 _NEW = "new_"  # as the loader's: what a start that was killed left is swept by the next load
 
 
+_OF_HOST = Path("/host")  # where `podlane manifests` mounts it
+
+
 def find_cgroup(wanted: Path | None) -> Path:
     """The cgroup whose processes are the node's: the configured one, else the root.
 
     Raises:
         BadEnvironment: there is no cgroup2, or the configured folder is not in it.
     """
-    mounted = [path for path in _mounted() if _is_cgroup2(path)]
+    # A container has a cgroup2 of its own, in which it is alone; below /host stands the node's.
+    mounted = sorted(
+        (path for path in _mounted() if _is_cgroup2(path)),
+        key=lambda path: not path.is_relative_to(_OF_HOST),
+    )
     if wanted is None:
         if mounted:
             return mounted[0]

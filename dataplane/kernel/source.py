@@ -53,7 +53,7 @@ IPV4_ONLY = frozenset({"from_pod_l2", *(n for n, t in _ATTACH_TYPES.items() if 6
 def find_sources() -> Path | None:
     """The folder bpf/ beside the package; None where only the bundle is shipped."""
     folder = Path(dataplane.__file__).resolve().parents[1] / "bpf"
-    return folder if (folder / "abi.h").exists() else None
+    return folder if (folder / MAIN).exists() else None
 
 
 def bundle_path() -> Path:

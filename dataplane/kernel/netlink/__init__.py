@@ -71,7 +71,7 @@ _RTAX_MTU = "RTAX_MTU"
 class Links:
     """The network of one namespace (None: the caller's own)."""
 
-    def __init__(self, netns: Netns | None = None, sysctl_root: Path = Path("/proc/sys")) -> None:
+    def __init__(self, netns: Netns | None = None, sysctl_root: Path | None = None) -> None:
         self._wire = Wire(netns)
         self.tc = Tc(self._wire)
         self.sysctls = Sysctls(netns, sysctl_root)

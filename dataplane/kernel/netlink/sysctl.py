@@ -16,11 +16,23 @@ from dataplane.model.errors import BadEnvironment
 _LONGEST = 1 << 16
 
 
+# Where `podlane manifests` mounts the host's own, network part only.
+_OF_HOST = Path("/host/proc/sys")
+
+
+def settings_root() -> Path:
+    """Where settings can be written."""
+    plain = Path("/proc/sys")
+    if (_OF_HOST / "net").is_dir() and not os.access(plain / "net/ipv4/ip_forward", os.W_OK):
+        return _OF_HOST
+    return plain
+
+
 class Sysctls:
     """Read and write settings by their path below /proc/sys, such as net/ipv4/ip_forward."""
 
-    def __init__(self, netns: Netns | None = None, root: Path = Path("/proc/sys")) -> None:
-        self._netns, self._root = netns, root
+    def __init__(self, netns: Netns | None = None, root: Path | None = None) -> None:
+        self._netns, self._root = netns, root or settings_root()
 
     def read(self, name: str) -> str | None:
         """The setting's value without its newline; None if this kernel has none of it."""
