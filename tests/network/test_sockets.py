@@ -47,12 +47,12 @@ every = pytest.mark.parametrize(
 )
 
 
-def objects(*pods: tuple[int, int]) -> list[Mapping[str, Any]]:
+def objects(*pods: tuple[int, int], **spec: Any) -> list[Mapping[str, Any]]:
     """A Service of every type; one without endpoints; one whose endpoints are elsewhere."""
     backends = {family: [pod_address(family, *pod) for pod in pods] for family in Family}
     web, *slices = life.service("web", backends, type="LoadBalancer",
                                 externalIPs=list(EXTERNAL.values()),
-                                externalTrafficPolicy="Local")  # fmt: skip
+                                externalTrafficPolicy="Local", **spec)  # fmt: skip
     ingress = [{"ip": address, "ipMode": "VIP"} for address in BALANCER.values()]
     found = [{**web, "status": {"loadBalancer": {"ingress": ingress}}}, *slices]
     nowhere: dict[Family, list[str]] = {family: [] for family in Family}
@@ -175,6 +175,28 @@ def _backend(one: AgentNode, family: Family, client: socket.socket) -> str:
         record = maps.get(Table("sockets", family), _cookie(client))
         assert record is not None
         return str(record.backend)
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_affinity_takes_the_node_for_one_client(
+    cluster: Cluster, node: AgentNode, family: Family
+) -> None:
+    """Whichever process asks, and whichever of the Service port's addresses it asks for."""
+    cluster.write({"web": objects((1, 11), (2, 11), sessionAffinity="ClientIP")})
+
+    def seen() -> set[str]:
+        found = set()
+        for target in (CLUSTER_IP[family], EXTERNAL[family]) * 6:
+            with life.connect(node.ns, family, target, PORT, STREAM) as client:
+                found.add(_backend(node, family, client))
+        return found
+
+    life.wait(lambda: len(seen()) == 1, what="until all go to one backend")
+    first = seen()
+    assert len(first) == 1
+    kept = (1, 11) if first == {pod_address(family, 2, 11)} else (2, 11)
+    cluster.write({"web": objects(kept, sessionAffinity="ClientIP")})
+    life.wait(lambda: seen() == {pod_address(family, *kept)}, what="until the other one is asked")
 
 
 @pytest.mark.parametrize("family", list(Family))
