@@ -8,6 +8,7 @@ problem, with its process, and tried again. Must not decide what is healthy.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -132,6 +133,7 @@ class HealthServers:
         self._served: Mapping[tuple[str, str], Service] = {}
         self._settings: object = None
         self._next = 0.0
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def settle(self) -> None:
         """Open and close what is to be; quick if nothing changed."""
@@ -162,6 +164,7 @@ class HealthServers:
         """Answer no more."""
         for listener in list(self._open):
             await self._close(listener)
+        await asyncio.gather(*self._ending)
 
     # -- who answers where ---------------------------------------------------------
 
@@ -210,7 +213,13 @@ class HealthServers:
         self._open[listener] = _Open(owner, runner)
 
     async def _close(self, listener: Listener) -> None:
-        await self._open.pop(listener).runner.cleanup()
+        """The port is free at once; who is still being answered must not hold up the datapath."""
+        runner = self._open.pop(listener).runner
+        for site in list(runner.sites):
+            await site.stop()
+        ending = asyncio.create_task(runner.cleanup())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
 
 def _place(listener: Listener) -> str:
