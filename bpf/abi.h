@@ -36,6 +36,7 @@
 #define LIFETIME_TCP_TIME_WAIT	 60
 #define LIFETIME_UDP_SINGLE	 30
 #define LIFETIME_UDP_STREAM	 180
+#define LIFETIME_SCTP		 180
 #define LIFETIME_OTHER		 30
 
 /* A pod name has at most 253 bytes, a namespace 63; with '/' and the end. */
@@ -106,6 +107,7 @@ enum drop {
 	DROP_SOURCE_RANGE = 38, /* source is in none of the Service's loadBalancerSourceRanges */
 	DROP_TAIL = 39, /* internal: the program that goes on with it is missing */
 	DROP_DIRECT = 40, /* direct return: no endpoint of what was asked for is on this node */
+	DROP_SCTP_FRAGMENT = 41, /* fragment of SCTP: its sum would change with its ports */
 	DROP_MAX = 48,
 };
 
@@ -114,7 +116,8 @@ enum tail {
 	TAIL_START = 0, /* first packet of a flow: where it goes */
 	TAIL_CLAIM = 1, /* the same: its tuples, and on its way */
 	TAIL_ANSWER = 2, /* packet whose sender is told why it goes no further */
-	TAIL_MAX = 3,
+	TAIL_SCTP = 3, /* SCTP whose ports were rewritten: its checksum, and on its way */
+	TAIL_MAX = 4,
 };
 
 /* What a frontend is. Decides policy, masquerade and what `services` shows. */

@@ -62,6 +62,10 @@ static __always_inline __u64 ct_lifetime(const struct flow *f)
 	if (f->protocol == IPPROTO_UDP)
 		return f->state & FLOW_SEEN_REPLY && f->state & FLOW_LASTING ? LIFETIME_UDP_STREAM
 									     : LIFETIME_UDP_SINGLE;
+	if (f->protocol == IPPROTO_SCTP && ct_is_closed(f))
+		return LIFETIME_TCP_CLOSING;
+	if (f->protocol == IPPROTO_SCTP && f->state & FLOW_SEEN_REPLY)
+		return LIFETIME_SCTP;
 	return LIFETIME_OTHER;
 }
 

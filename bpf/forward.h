@@ -416,7 +416,8 @@ static __always_inline int forward_flow(struct __sk_buff *skb, struct scratch *s
 		err = flow_check(p, f);
 		if (!err)
 			err = ct_touch(f, s);
-		/* only TCP can be told that its flow has ended; others begin anew */
+		/* only TCP is told here that its flow has ended; others begin anew, and who gets
+		 * SCTP of an association that it does not know ends it (RFC 9260 8.4) */
 		if (err < 0 && p->tuple.protocol == IPPROTO_TCP)
 			return err;
 		if (err)

@@ -36,6 +36,13 @@
 #define IPV4_FRAGMENT_MORE   0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 
+/* RFC 9260 3.1, 3.2: ports, verification tag, checksum; then chunks, which begin with their type */
+#define SCTP_HEADER_SIZE       12
+#define SCTP_CSUM_OFFSET       8
+#define SCTP_INIT	       1
+#define SCTP_ABORT	       6
+#define SCTP_SHUTDOWN_COMPLETE 14
+
 #define ICMP_ID_OFFSET	 4
 #define ICMP_HEADER_SIZE 8
 #define ICMP_CSUM_OFFSET 2
@@ -320,6 +327,14 @@ static __always_inline int packet_parse_quote(struct __sk_buff *skb, struct pack
 	return 0;
 }
 
+/* What a chunk means, in TCP's words: INIT opens, ABORT and the last of a shutdown end at once. */
+static __always_inline __u8 sctp_flags(__u8 chunk)
+{
+	if (chunk == SCTP_INIT)
+		return TCP_FLAG_SYN_BYTE;
+	return chunk == SCTP_ABORT || chunk == SCTP_SHUTDOWN_COMPLETE ? TCP_FLAG_RST_BYTE : 0;
+}
+
 static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	__u8 head[14];
@@ -336,11 +351,17 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 		p->tcp_flags = head[13];
 		p->l4_size = (head[12] >> 4) * 4;
 		break;
-	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
+		if (packet_load_l4(skb, p, head, SCTP_HEADER_SIZE))
+			return -DROP_TRUNCATED;
+		p->l4_size = SCTP_HEADER_SIZE;
+		if (!packet_load_l4(skb, p, head, SCTP_HEADER_SIZE + 1))
+			p->tcp_flags = sctp_flags(head[SCTP_HEADER_SIZE]);
+		break;
+	case IPPROTO_UDP:
 		if (packet_load_l4(skb, p, head, 8))
 			return -DROP_TRUNCATED;
-		if (p->tuple.protocol == IPPROTO_UDP && !skb->gso_size) {
+		if (!skb->gso_size) {
 			__u32 length = head[4] << 8 | head[5];
 
 			if (length < 8)
@@ -488,13 +509,101 @@ static __always_inline int packet_store_addr(struct __sk_buff *skb, const struct
 	return 0;
 }
 
-static __always_inline int packet_store_port(struct __sk_buff *skb, const struct packet *p,
-					     int offset, __be16 old, __be16 new)
+/*
+ * An SCTP port. Its sum is over all of the packet and no pseudo-header, and is
+ * kept when all else is done (tail_sctp). Of a fragment it can't be:
+ * how much follows is not known.
+ */
+static __always_inline int sctp_store_port(struct __sk_buff *skb, struct packet *p, int offset,
+					   __be16 old, __be16 new)
+{
+	if (p->fragment != FRAGMENT_NONE)
+		return -DROP_SCTP_FRAGMENT;
+	p->sctp_change ^= (__u32)(old ^ new) << offset * 8;
+	return bpf_skb_store_bytes(skb, p->l4 + offset, &new, sizeof(new), BPF_F_RECOMPUTE_CSUM)
+		       ? -DROP_WRITE
+		       : 0;
+}
+
+/* Product of two polynomials modulo CRC32c's, bit 31 being x^0. No branch: few paths to verify. */
+static __always_inline __u32 crc32c_multiply(__u32 a, __u32 b)
+{
+	__u32 product = 0;
+	int i = 0;
+
+#pragma clang loop unroll(disable)
+	do {
+		product ^= a & -(b >> 31);
+		b <<= 1;
+		a = a >> 1 ^ (0x82f63b78 & -(a & 1));
+		i++;
+		asm volatile("" : "+r"(i));
+	} while (i < 32);
+	return product;
+}
+
+/*
+ * x^8 to the power 2^k, modulo CRC32c's polynomial: what 2^k more bytes do to a
+ * CRC. All is read from the map again at each step, so that the verifier knows
+ * nothing of it on either path, and follows but one.
+ */
+#define CRC32C_STEP(k, power)                                                             \
+	do {                                                                              \
+		volatile __u32 *change = &p->sctp_change;                                 \
+		if ((*(volatile __u32 *)&p->end - *(volatile __u32 *)&p->l4) & 1U << (k)) \
+			*change = crc32c_multiply(*change, power);                        \
+	} while (0)
+
+/*
+ * Keeps an SCTP packet's checksum true for the ports that were rewritten.
+ * CRC32c is linear: the bits that changed, shifted through all bytes from them
+ * to the packet's end, change the sum by themselves. A sum of zero is one that
+ * a device or the stack has yet to make (one true sum in 2^32 is zero, too).
+ */
+static __always_inline int sctp_keep_sum(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 sum;
+
+	_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+		       "the sum, and a CRC's bits, stand in little-endian order");
+	if (!p->sctp_change)
+		return 0;
+	if (bpf_skb_load_bytes(skb, p->l4 + SCTP_CSUM_OFFSET, &sum, sizeof(sum)))
+		return -DROP_WRITE;
+	if (!sum)
+		return 0;
+	CRC32C_STEP(0, 0x00800000);
+	CRC32C_STEP(1, 0x00008000);
+	CRC32C_STEP(2, 0x82f63b78);
+	CRC32C_STEP(3, 0x6ea2d55c);
+	CRC32C_STEP(4, 0x18b8ea18);
+	CRC32C_STEP(5, 0x510ac59a);
+	CRC32C_STEP(6, 0xb82be955);
+	CRC32C_STEP(7, 0xb8fdb1e7);
+	CRC32C_STEP(8, 0x88e56f72);
+	CRC32C_STEP(9, 0x74c360a4);
+	CRC32C_STEP(10, 0xe4172b16);
+	CRC32C_STEP(11, 0x0d65762a);
+	CRC32C_STEP(12, 0x35d73a62);
+	CRC32C_STEP(13, 0x28461564);
+	CRC32C_STEP(14, 0xbf455269);
+	CRC32C_STEP(15, 0xe2ea32dc);
+	sum ^= *(volatile __u32 *)&p->sctp_change;
+	return bpf_skb_store_bytes(skb, p->l4 + SCTP_CSUM_OFFSET, &sum, sizeof(sum),
+				   BPF_F_RECOMPUTE_CSUM)
+		       ? -DROP_WRITE
+		       : 0;
+}
+
+static __always_inline int packet_store_port(struct __sk_buff *skb, struct packet *p, int offset,
+					     __be16 old, __be16 new)
 {
 	int csum = packet_l4_csum_offset(p);
 
 	if (p->fragment == FRAGMENT_LATER)
 		return 0;
+	if (p->tuple.protocol == IPPROTO_SCTP)
+		return sctp_store_port(skb, p, offset, old, new);
 	if (csum < 0)
 		return -DROP_WRITE;
 	if (bpf_l4_csum_replace(skb, p->l4 + csum, old, new, packet_csum_flags(p) | 2))

@@ -115,11 +115,16 @@ static __always_inline __u32 route_mtu(const struct node *n, const struct path *
 	return up ? up->mtu : 0;
 }
 
+#define GSO_BY_FRAGS 0xffff
+
 /* Whether the packet, or each segment of it, is larger than mtu. */
 static __always_inline bool packet_exceeds(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
 {
 	__u32 size = p->length - L3_OFFSET;
 
+	/* SCTP's segments are whole packets, each of which its sender has fitted to the path */
+	if (skb->gso_size == GSO_BY_FRAGS)
+		return false;
 	if (skb->gso_size)
 		size = p->l4 - L3_OFFSET + p->l4_size + skb->gso_size;
 	return mtu && size > mtu;

@@ -26,7 +26,7 @@ struct packet {
 	__u32 end; /* where the IP packet ends: a short frame may be padded beyond */
 	__u32 fragment_id;
 	__u32 l4; /* offset of the transport header */
-	__u8 tcp_flags;
+	__u8 tcp_flags; /* of SCTP, what its first chunk means, in TCP's words */
 	__u8 hop_limit;
 	__u8 fragment; /* enum fragment_state */
 	__u8 icmp_type;
@@ -36,6 +36,7 @@ struct packet {
 	__u8 to_stack; /* larger than the next link takes, and may be fragmented there */
 	__u8 direct; /* another node's client, for direct return */
 	__u8 icmp_error; /* an ICMP error, and what it quotes is in inner */
+	__be32 sctp_change; /* bits of an SCTP packet's ports that were rewritten */
 	__u32 mtu; /* of the link that the packet is too big for */
 	__u32 l4_size; /* bytes of the transport header */
 	__u32 endpoint_id; /* the sending pod; 0: none */

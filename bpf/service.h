@@ -155,7 +155,7 @@ static __always_inline int service_select_backend(struct recall *recall, const s
 }
 
 /*
- * Whether an established flow may still use its backend. A TCP flow stays
+ * Whether an established flow may still use its backend. A TCP or SCTP flow stays
  * while the backend is listed at all (unready, draining); UDP only while it
  * serves. An id that went to another backend has another generation.
  */
@@ -169,7 +169,7 @@ static __always_inline bool service_backend_holds(const struct flow *f)
 	b = backends.lookup(&id);
 	if (!b || b->generation != f->generation)
 		return false;
-	return b->flags & (f->protocol == IPPROTO_TCP ? BACKEND_LISTED : BACKEND_SERVING);
+	return b->flags & (f->protocol == IPPROTO_UDP ? BACKEND_SERVING : BACKEND_LISTED);
 }
 
 static __always_inline void service_count(const struct flow *f, const struct packet *p, bool new)

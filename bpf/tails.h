@@ -5,6 +5,7 @@
  *
  *	from_pod, from_uplink, from_overlay, to_uplink -> tail_start -> tail_claim
  *	all of these but to_uplink -> tail_answer
+ *	all hooks that translate -> tail_sctp
  *
  * What the hook knows of the packet stands in scratch, the hook itself in its
  * verdict. None comes back: each ends with a tc verdict of its own.
@@ -87,6 +88,19 @@ int tail_answer(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	result = verdict_answer(skb, s, s->verdict.hook);
 	return verdict_leave(skb, &s->verdict, result < 0 ? ACTION_DROP : result);
+}
+
+/* An SCTP packet whose ports were rewritten; all else is done, and its verdict is known. */
+int tail_sctp(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	int err;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	err = sctp_keep_sum(skb, &s->packet);
+	s->packet.sctp_change = 0;
+	return verdict_return(skb, s, s->verdict.hook, err ? err : (int)s->verdict.action);
 }
 
 #endif

@@ -146,6 +146,10 @@ static __always_inline int verdict_return(struct __sk_buff *skb, struct scratch 
 {
 	struct verdict *v = &s->verdict;
 
+	if (result >= 0 && s->packet.sctp_change) {
+		v->action = result;
+		result = verdict_tail(skb, TAIL_SCTP);
+	}
 	if (result < 0) {
 		v->reason = -result;
 		verdict_count(&s->packet, hook, v->reason);

@@ -16,7 +16,7 @@ from dataplane.cni.protocol import CniError, Request
 from dataplane.cni.store import Attachment, Store
 from dataplane.core.addresses import next_free, ranges_of
 from dataplane.model.errors import TableFull
-from dataplane.model.net import IPAddress, Protocol, family_of
+from dataplane.model.net import IPAddress, family_of
 
 
 class Grants:
@@ -110,8 +110,6 @@ def _refuse_unsupported(request: Request) -> None:
     """What is asked for and can't be had, by name."""
     ports = request.runtime.host_ports
     for place, port in enumerate(ports):
-        if port.protocol is Protocol.SCTP:
-            raise CniError(protocol.UNSUPPORTED_FIELD, str(port), "SCTP is not served")
         if port.host_ip is not None and port.host_ip.is_loopback:
             raise CniError(
                 protocol.UNSUPPORTED_FIELD, str(port), "a loopback address is not served"

@@ -30,6 +30,7 @@ class Lifetimes:
     tcp_time_wait: int
     udp_single: int
     udp_stream: int
+    sctp: int
     other: int
 
 
@@ -60,6 +61,10 @@ def lifetime(lifetimes: Lifetimes, bits: StateBits, protocol: int, state: int) -
     if protocol == Protocol.UDP:
         stream = state & bits.seen_reply and state & bits.lasting
         return lifetimes.udp_stream if stream else lifetimes.udp_single
+    if protocol == Protocol.SCTP and bits.closed(state):
+        return lifetimes.tcp_closing
+    if protocol == Protocol.SCTP and state & bits.seen_reply:
+        return lifetimes.sctp
     return lifetimes.other
 
 

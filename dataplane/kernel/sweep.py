@@ -63,6 +63,7 @@ class Sweeper:
             tcp_time_wait=layout.constant("LIFETIME_TCP_TIME_WAIT"),
             udp_single=layout.constant("LIFETIME_UDP_SINGLE"),
             udp_stream=layout.constant("LIFETIME_UDP_STREAM"),
+            sctp=layout.constant("LIFETIME_SCTP"),
             other=layout.constant("LIFETIME_OTHER"),
         )
         self._lifetimes: Mapping[int, int] = table(lifetimes, bits)

@@ -3,6 +3,7 @@
 
     tcp client:40000 > web:80 SA ttl=63 seq=7 ack=9 data=10
     udp client:5000 > web:53 csum=0
+    sctp client:40000 > call:80 chunk=1
     echo client > outside id=77            echo-reply outside > client id=77
     protocol-50 client > outside
 
@@ -20,12 +21,13 @@ from dataclasses import dataclass, field
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP, crc32c
 from scapy.packet import Packet, Raw
 
 from dataplane.model.flow import FlowKey
 from dataplane.model.net import Family, IPAddress
 
-NUMBERS = {"tcp": 6, "udp": 17}
+NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 ICMP_NUMBER = {Family.V4: 1, Family.V6: 58}
 # By protocol, how many bytes of data; the rest for all.
 DATA = {"tcp": 0, "udp": 12, "echo": 24, "echo-reply": 24}
@@ -113,6 +115,10 @@ def transport(said: Line, family: Family) -> Packet:
             )
         case "udp":
             return UDP(sport=said.sport, dport=said.dport, **csum)
+        case "sctp":
+            # one chunk of a header only; what data follow are not looked at by anyone
+            chunk = bytes([said.options.get("chunk", 1), 0, 0, 4])
+            return SCTP(sport=said.sport, dport=said.dport, tag=seq, **csum) / Raw(chunk)
         case "echo" if family is Family.V4:
             return ICMP(type="echo-request", id=said.option("id"), seq=seq)
         case "echo-reply" if family is Family.V4:
@@ -138,9 +144,10 @@ def frame(packet: Packet, family: Family, dst: bytes, src: bytes) -> bytes:
 
 
 def wrong_checksums(raw: bytes) -> list[str]:
-    """Names of the checksums that are not right; a UDP sum of zero is none (RFC 768).
+    """Names of the checksums that are not right; a UDP sum of zero is none (RFC 768), an
+    SCTP sum of zero is left to a device.
 
-    Computed without scapy, and of the outermost headers only: what an ICMP error quotes
+    Computed without scapy (but for SCTP's), and of the outermost headers only: what an ICMP error quotes
     is as it was sent.
     """
     ip, wrong = raw[14:], []
@@ -162,11 +169,19 @@ def wrong_checksums(raw: bytes) -> list[str]:
             wrong.append("TCP")
         case 17 if body[6:8] != bytes(2) and _sum(pseudo + body) != 0xFFFF:
             wrong.append("UDP")
+        case 132 if body[8:12] not in (bytes(4), sctp_sum(body)):
+            wrong.append("SCTP")
         case 1 if _sum(body) != 0xFFFF:
             wrong.append("ICMP")
         case 58 if _sum(pseudo + body) != 0xFFFF:
             wrong.append("ICMPv6")
     return wrong
+
+
+def sctp_sum(body: bytes) -> bytes:
+    """The checksum that an SCTP packet should have (RFC 9260 appendix A)."""
+    made: int = crc32c(body[:8] + bytes(4) + body[12:])
+    return made.to_bytes(4, "big")
 
 
 def _sum(data_: bytes) -> int:

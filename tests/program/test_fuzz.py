@@ -79,6 +79,8 @@ def test_no_packet_out_of_200000_is_treated_against_the_rfcs(pytestconfig: pytes
         ("uplink", "tcp outside:40000 > here:22"),
         ("to-uplink", "udp client:40000 > outside:53"),
         ("to-overlay", "tcp router:40000 > remote:80"),
+        ("client", "sctp client:40000 > near:80 data=10"),
+        ("uplink", "sctp outside:40000 > here:30080"),
     ],
 )
 def test_the_judge_sees_each_byte_out_of_place(

@@ -21,7 +21,7 @@ from dataplane.model.constants import BackendFlag, FrontendKind, RouteFlag, Rout
 from dataplane.model.net import Family, IPAddress
 from dataplane.model.rows import RouteKey, RouteRow
 
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 
 # ---- addresses: name to (IPv4, IPv6) ----
 CAST = {
@@ -224,9 +224,13 @@ GUARDED_EMPTY = Service(  # and no endpoint
     ServiceFlag.SOURCE_RANGES,
     ranges=(("203.0.113.8/31", "2001:db8:9::8/127"),),
 )
+NEAR_SCTP = Service(
+    17, SCTP, (_cluster("near", 80), _node(30080)), (Backend(18, "neighbour", 3868),)
+)
+FAR_SCTP = Service(18, SCTP, (_cluster("far", 80), _node(30081)), (Backend(19, "remote", 80),))
 SERVICES = (
     NEAR, FAR, SELF, EMPTY, EMPTY_UDP, NEAR_UDP, KEPT, AWAY, INSIDE, PAIR, PAIR_UDP, DAEMON, TWIN,
-    HOST_PORT, GUARDED, GUARDED_EMPTY,
+    HOST_PORT, GUARDED, GUARDED_EMPTY, NEAR_SCTP, FAR_SCTP,
 )  # fmt: skip
 SLOTS_PER_SERVICE = 32
 EPOCH = 1

@@ -9,7 +9,7 @@ from dataplane.core.expiry import STATES, Lifetimes, StateBits, lifetime, table
 from dataplane.model.net import Protocol
 
 LIVES = Lifetimes(
-    tcp_syn=1, tcp_established=2, tcp_closing=3, tcp_time_wait=4, udp_single=5, udp_stream=6, other=7
+    tcp_syn=1, tcp_established=2, tcp_closing=3, tcp_time_wait=4, udp_single=5, udp_stream=6, sctp=8, other=7
 )  # fmt: skip
 BITS = StateBits(seen_reply=1, fin_client=2, fin_backend=4, reset=8, backend_first=16, lasting=32)
 ANSWERED, CLIENT, BACKEND, RESET, FIRST, LASTING = 1, 2, 4, 8, 16, 32
@@ -33,7 +33,9 @@ ICMP = 1
         pytest.param(Protocol.UDP, ANSWERED, 5, id="UDP question and answer"),
         pytest.param(Protocol.UDP, LASTING, 5, id="UDP one way for long"),
         pytest.param(Protocol.UDP, ANSWERED | LASTING, 6, id="UDP stream"),
-        pytest.param(Protocol.SCTP, ANSWERED, 7, id="SCTP"),
+        pytest.param(Protocol.SCTP, 0, 7, id="SCTP that nobody answered"),
+        pytest.param(Protocol.SCTP, ANSWERED, 8, id="SCTP established"),
+        pytest.param(Protocol.SCTP, ANSWERED | RESET, 3, id="SCTP aborted"),
         pytest.param(ICMP, ANSWERED, 7, id="ICMP"),
     ],
 )

@@ -15,21 +15,22 @@ from tests.program.fuzz.book import Book
 from tests.program.fuzz.place import Place
 from tests.program.fuzz.sight import (
     END,
-    FIN,
     FIRST,
     HOPS,
     ICMP_OF,
     LATER,
-    RST,
+    SCTP,
     SRC,
     SUM_AT,
     TCP,
     UDP,
     V4_SUM,
+    WHOLE,
     Quote,
     Sight,
     Tuple,
     back,
+    ends,
     header_remainder,
     is_echo,
     look,
@@ -210,13 +211,16 @@ class Judge:
         if sight.part == LATER:
             return fields
         l4, protocol = sight.l4, sight.protocol
-        if protocol in (TCP, UDP):
+        whole_sctp = protocol == SCTP and sight.part == WHOLE
+        if protocol in (TCP, UDP) or whole_sctp:
             fields.append(slice(l4, l4 + 4))
         elif is_echo(given, sight, family):
             fields.append(slice(l4 + 4, l4 + 6))
         if protocol in (TCP, UDP, ICMP_OF[family]):
             at = l4 + SUM_AT[protocol]
             fields.append(slice(at, at + 2))
+        elif whole_sctp and any(given[l4 + 8 : l4 + 12]):
+            fields.append(slice(l4 + 8, l4 + 12))
         return fields
 
     def _wrong_target(
@@ -258,7 +262,7 @@ class Judge:
             self._books[family].passed(way)
         if way is None or sight.part == LATER:
             return
-        if sight.protocol == TCP and given[sight.l4 + 13] & (FIN | RST):
+        if ends(given, sight):
             self._books[family].end(way)
         if sight.part == FIRST:
             self._first[sight.src, sight.dst, sight.id, sight.protocol] = way[2], way[4]

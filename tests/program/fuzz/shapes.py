@@ -38,6 +38,7 @@ from scapy.packet import Packet, Raw
 from dataplane.model.net import Family
 from tests.program import world
 from tests.program.fuzz.stage import Case
+from tests.program.packets import sctp_sum
 from tests.program.prelude import Setup
 
 GATEWAY, CLIENT = world.GATEWAY_MAC.hex(":"), world.mac_of(world.CLIENT).hex(":")
@@ -211,7 +212,11 @@ def _transports() -> Iterator[Packet]:
     yield UDP(sport=40000, dport=53, chksum=0) / _raw(20)
     yield UDP(sport=40000, dport=8472) / Raw(b"\x08\0\0\0\0\x1b\x58\0") / inner
     yield UDP(sport=40000, dport=53) / _raw(1500)
-    yield Raw(b"\x9c\x40\0\x50\0\0\0\1\0\0\0\0\1\0\0\x10" + bytes(24))  # SCTP INIT, see _number
+    # SCTP, whose sum of zero is left to a device; see _number
+    yield Raw(b"\x9c\x40\0\x50\0\0\0\1\0\0\0\0\1\0\0\x10" + bytes(24))
+    for chunk in (0, 1, 6, 14):
+        body = b"\x9c\x40\0\x50\0\0\0\1\0\0\0\0" + bytes([chunk, 0, 0, 16]) + bytes(12)
+        yield Raw(body[:8] + sctp_sum(body) + body[12:])
 
 
 def _number(layer: Packet) -> dict[str, int]:

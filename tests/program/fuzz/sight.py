@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dataplane.model.net import Family
+from tests.program.packets import sctp_sum
 
 ETHERNET = 14
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
@@ -30,8 +31,8 @@ ERRORS = {Family.V4: frozenset({3, 4, 11, 12}), Family.V6: frozenset({1, 2, 3, 4
 HEADER = {Family.V4: 20, Family.V6: 40}
 # By protocol: bytes that its header has at least, where its checksum is.
 LEAST = {
-    Family.V4: {TCP: 20, UDP: 8, SCTP: 8, ICMP: 8},
-    Family.V6: {TCP: 20, UDP: 8, SCTP: 8, ICMPV6: 8},
+    Family.V4: {TCP: 20, UDP: 8, SCTP: 12, ICMP: 8},
+    Family.V6: {TCP: 20, UDP: 8, SCTP: 12, ICMPV6: 8},
 }
 SUM_AT = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
 
@@ -198,12 +199,25 @@ def remainder(data: bytes) -> int:
     return int.from_bytes(data, "big") % 0xFFFF
 
 
+def ends(frame: bytes, sight: Sight) -> bool:
+    """Whether this says that a flow ends, of a packet that is no later fragment."""
+    l4 = sight.l4
+    if sight.protocol == TCP:
+        return bool(frame[l4 + 13] & (FIN | RST))
+    # RFC 9260 3.2: ABORT, and the last of a shutdown
+    return sight.protocol == SCTP and l4 + 12 < sight.end and frame[l4 + 12] in (6, 14)
+
+
 def transport_remainder(frame: bytes, sight: Sight, family: Family) -> int | None:
     """With the pseudo-header; None where there is no checksum that we know of."""
     protocol = sight.protocol
+    body = frame[sight.l4 : sight.end]
+    if protocol == SCTP and sight.part == WHOLE:
+        # no pseudo-header; a sum of zero is left to a device, and stays
+        true, said = sctp_sum(body), body[8:12]
+        return int.from_bytes(true, "big") ^ int.from_bytes(said, "big") if any(said) else None
     if protocol not in SUM_AT or sight.part == LATER:
         return None
-    body = frame[sight.l4 : sight.end]
     if protocol == ICMP:
         return remainder(body) if family is Family.V4 else None
     if protocol == ICMPV6 and family is Family.V4:
