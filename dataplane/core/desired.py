@@ -90,6 +90,7 @@ class Desired:
         }
         self._starved: dict[ServiceKey, set[IdPool | SlotPool]] = {}
         self._crowded: dict[ServiceName, int] = {}
+        self._leaving: dict[Family, int] = dict.fromkeys(Family, 0)
         self._frontends_left: dict[FrontendKey, Problem] = {}
         self._draft = Draft()
 
@@ -175,6 +176,9 @@ class Desired:
         for key in sorted(self._marked, key=self._rank):
             self._update(key, now)
         self._marked.clear()
+        for family, count in self._leaving.items():
+            self._held.range_counts[family] -= count
+            self._leaving[family] = 0
         self._write_frontends()
         # What an agent before us freed last, we don't know.
         plan = draft.plan(grace=self._first or any(pool.settled for pool in pools))
@@ -377,7 +381,7 @@ class Desired:
 
         Without room for all of them the others are not admitted: rather closed than open.
         """
-        family, held = port.name.family, self._held
+        family = port.name.family
         wanted = admitted(service, family, self._settings)
         named = port.row.flags & (GUARDED | ODD)
         self._crowded.pop(port.name, None)
@@ -397,14 +401,20 @@ class Desired:
             if found == port.ranges and named & GUARDED:
                 return named
         flags = (GUARDED | (named ^ ODD) & ODD) if wanted else 0
-        self._draft.ranges_gone(family, port.range_keys)
+        self._ranges_gone(port)
         self._draft.ranges(family, keys(list_of(port.id, flags), found))
-        held.range_counts[family] += len(found) - len(port.ranges)
+        self._held.range_counts[family] += len(found)
         port.ranges = found
         return flags
 
+    def _ranges_gone(self, port: Port) -> None:
+        """What goes makes room in the next plan: in this one it is deleted after what comes."""
+        family = port.name.family
+        self._draft.ranges_gone(family, port.range_keys)
+        self._leaving[family] += len(port.ranges)
+
     def _range_room(self, family: Family) -> int:
-        return self._limits.source_ranges - self._held.range_counts[family]
+        return max(self._limits.source_ranges - self._held.range_counts[family], 0)
 
     def _relieved(self) -> Iterator[ServiceKey]:
         """Services of which more ranges would find room now than did."""
@@ -475,8 +485,7 @@ class Desired:
         if port.row != NO_SERVICE:
             self._draft.service_gone(port.id)
         self._draft.name_gone(port.id)
-        self._draft.ranges_gone(port.name.family, port.range_keys)
-        self._held.range_counts[port.name.family] -= len(port.ranges)
+        self._ranges_gone(port)
         self._free(port.cluster, now)
         self._free(port.local, now)
         for number in port.backends.values():
