@@ -3,11 +3,13 @@
 
     podlane explain --manifests DIR --node NODE [--config FILE] --from IP --to IP:PORT
     podlane explain --manifests DIR --node NODE [--config FILE] --batch FILE
+    podlane explain [--config FILE | --bpffs DIR] --from NAMESPACE/POD --to SERVICE.NAMESPACE:PORT
     podlane explain --manifests DIR --node NODE [--config FILE] --health NAMESPACE/NAME [--stale]
     podlane explain --manifests DIR --node NODE [--config FILE] --node-health [--stale]
 
-The answer is the programs' own, from a second copy of the node's maps; the reference
-model's second opinion must agree, or the exit status is 3. Must not touch the node.
+The answer is the programs' own, from a second copy of the node's maps. With manifests the
+reference model's second opinion must agree, or the exit status is 3; without them the maps
+of the node that runs here are copied. Must not touch the node.
 """
 
 from __future__ import annotations
@@ -20,13 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.render import as_data, numbered
-from dataplane.explain.questions import Question, batch, question
+from cli.state import bpffs
+from dataplane.explain.named import named_question
+from dataplane.explain.questions import Question, batch
+from dataplane.kernel.loader import check_bpffs
 from dataplane.model.errors import BadInput, Contradiction
 
 if TYPE_CHECKING:
     from cli.main import Subparsers
     from dataplane.explain.answers import Explained
     from dataplane.explain.manifests import Staged
+    from dataplane.explain.scene import Scene
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -35,11 +41,17 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     """Registers the command."""
     line = "what the programs do with a packet, and why"
     parser = subparsers.add_parser("explain", help=line, description=line)
-    parser.add_argument("--manifests", type=Path, metavar="DIR", required=True)
-    parser.add_argument("--node", required=True, help="the node that is asked")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the node's config")
-    parser.add_argument("--from", dest="source", metavar="IP", help="who sends")
-    parser.add_argument("--to", metavar="IP:PORT", help="IPv6 as [ADDRESS]:PORT")
+    parser.add_argument(
+        "--manifests", type=Path, metavar="DIR", help="objects; without, the node that runs here"
+    )
+    parser.add_argument("--node", help="the node that is asked, of those in the manifests")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, metavar="FILE", help="the node's config")
+    where.add_argument("--bpffs", type=Path, metavar="DIR", help="folder of a running node's pins")
+    parser.add_argument("--from", dest="source", metavar="IP|NS/POD", help="who sends")
+    parser.add_argument(
+        "--to", metavar="IP:PORT|SERVICE.NS:PORT", help="whom to; IPv6 as [ADDRESS]:PORT"
+    )
     parser.add_argument("--protocol", default="tcp", metavar="|".join(PROTOCOLS))
     parser.add_argument(
         "--batch", metavar="FILE", help='one {"from":…,"to":…,"protocol":…} a line; - is stdin'
@@ -60,12 +72,14 @@ def run(args: argparse.Namespace) -> int:
         return _run_health(args)
     if args.stale:
         raise BadInput("--stale", "goes with --health or --node-health")
-    asked = _questions(args)
-    staged = _staged(args)
-    for problem in staged.problems:
+    many = _batch(args)
+    staged = _staged(args) if args.manifests else None
+    scene = staged.scene if staged else _running(args)
+    asked = many if args.batch else [named_question(scene, args.source, args.to, args.protocol)]
+    for problem in staged.problems if staged else ():
         print(f"podlane: not served: {problem}", file=sys.stderr)
     differ = 0
-    for number, one in enumerate(_answers(staged, asked), start=1):
+    for number, one in enumerate(_answers(args, scene, staged, asked), start=1):
         _show(one, args.output, number)
         for difference in one.differences:
             print(f"podlane: flow {number}, {one.question}: {difference}", file=sys.stderr)
@@ -78,11 +92,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _questions(args: argparse.Namespace) -> list[Question]:
+def _batch(args: argparse.Namespace) -> list[Question]:
+    """The questions of a batch; none if one is asked by options."""
     if args.batch is None:
         if args.source is None or args.to is None:
             raise BadInput("--from and --to", "are missing", "or give --batch FILE")
-        return [question(args.source, args.to, args.protocol)]
+        return []
     if args.source is not None or args.to is not None:
         raise BadInput("--batch", "--from or --to is given too", "give one of the two")
     if args.batch == "-":
@@ -99,17 +114,36 @@ def _questions(args: argparse.Namespace) -> list[Question]:
 def _staged(args: argparse.Namespace) -> Staged:
     from dataplane.explain.manifests import read_scene
 
+    if args.manifests is None or args.node is None:
+        raise BadInput("--manifests and --node", "go together", "give both")
     return read_scene(args.manifests, args.node, args.config)
 
 
-def _answers(staged: Staged, asked: list[Question]) -> Iterator[Explained]:
+def _running(args: argparse.Namespace) -> Scene:
+    from dataplane.explain.running import read_running, running_name
+
+    if args.node is not None:
+        raise BadInput("--node", "goes with --manifests", "name a running node by its --config")
+    folder = bpffs(args)
+    check_bpffs(folder)
+    return read_running(folder, running_name(args.config, folder))
+
+
+def _answers(
+    args: argparse.Namespace, scene: Scene, staged: Staged | None, asked: list[Question]
+) -> Iterator[Explained]:
     from dataplane.explain.answers import explain
     from dataplane.kernel.compiler import compile_bundle
     from dataplane.kernel.netns import run_apart
     from dataplane.kernel.source import bundle_path
 
     bundle = compile_bundle(bundle_path())
-    return iter(run_apart(lambda: list(explain(bundle, staged.scene, staged.world, asked))))
+    if staged is None:
+        from dataplane.explain.running import check_programs
+
+        check_programs(bpffs(args), bundle)
+    world = staged.world if staged else None
+    return iter(run_apart(lambda: list(explain(bundle, scene, world, asked))))
 
 
 def _run_health(args: argparse.Namespace) -> int:

@@ -74,6 +74,7 @@ class Scene:
         tables: all rows that an agent writes.
         pods, nodes: names by address.
         vxlan: whether pods elsewhere are reached by the overlay, else by next hop.
+        complete: whether the rows know every pod, so that a plain destination is where they say.
         unmasked: endpoints outside the cluster, towards which pods are not hidden here so
             that the Service's own rewriting can be told from that.
     """
@@ -85,6 +86,7 @@ class Scene:
     pods: dict[IPAddress, str] = field(default_factory=dict)
     nodes: dict[IPAddress, str] = field(default_factory=dict)
     vxlan: bool = True
+    complete: bool = False
     unmasked: set[IPAddress] = field(default_factory=set)
     _lengths: dict[Family, list[int]] = field(default_factory=dict)
 
@@ -165,6 +167,8 @@ class Scene:
             changes.append((routes, host_key(source), RouteRow(RouteKind.WORLD, 0, DEVICE)))
         outside = not self.is_node(source) and not self.in_cluster(source)
         if self.frontend(to, question.port, question.protocol) or (outside and to == source):
+            return Needs(tuple(changes))
+        if self.complete:
             return Needs(tuple(changes))
         # A plain destination: where the rows have it, or where its range is.
         found = self.route(to)
