@@ -358,6 +358,13 @@ ROWS |= {
     "loopback has no NodePort by default": with_config(
         Row(BOTH, "here", "loopback:30080", "pass"), nodePortAddresses=["@all"]
     ),
+    # ---- direct server return ----
+    "direct server return hides nobody outside": with_config(
+        forward(BOTH, "outside", "here:30080", "a1 b1", SEEN), loadBalancerMode="dsr"
+    ),
+    "direct server return changes nothing for a ClusterIP": with_config(
+        forward(BOTH, "outside", "web:80", "a1 b1", HIDDEN), loadBalancerMode="dsr"
+    ),
     # ---- nodes that lack something ----
     "Nodes without podCIDRs, a pod": forward(BARE, "a2", "web:80", "a1 b1", SEEN),
     "Nodes without podCIDRs, outside": forward(BARE, "outside", "here:30080", "a1 b1", HIDDEN),
