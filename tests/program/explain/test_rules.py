@@ -385,13 +385,8 @@ ROWS |= {
 }  # fmt: skip
 
 
-LATER = frozenset({"one port for three protocols: sctp"})  # until the programs do
-
-
 @pytest.mark.parametrize("name", ROWS)
-def test_rule(name: str, explain: Explain, family: Family, request: pytest.FixtureRequest) -> None:
-    if name in LATER:
-        request.applymarker(pytest.mark.xfail(strict=False))
+def test_rule(name: str, explain: Explain, family: Family) -> None:
     row = ROWS[name]
     if row.only not in (None, family):
         return
