@@ -29,7 +29,7 @@ C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down soak test-vm lint fmt fuzz-packets bench tools lock clean
+.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down soak test-vm lint fmt fuzz-packets fuzz fuzz-mutants bench tools lock clean
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -111,6 +111,14 @@ fmt: setup ## put Python and C into the form that lint wants
 fuzz-packets: setup ## random and mutated packets through every program: [N=10000000] [SEED=word]
 	@echo "fuzz-packets: test runs in namespaces of its own; needs root; about 25 s a million on two idle CPUs"
 	@$(AS_ROOT) $(BIN)/python -m tests.program.fuzz --packets '$(N)' $(if $(SEED),--seed '$(SEED)')
+
+fuzz: setup ## random objects and packets to the programs and the reference model: [N=10000000] [SEED=word]
+	@echo "fuzz: test runs in namespaces of its own; needs root; about 30 s a million on two idle CPUs"
+	@$(AS_ROOT) $(BIN)/python -m tests.program.differential --packets '$(N)' $(if $(SEED),--seed '$(SEED)')
+
+fuzz-mutants: setup ## does fuzz find one-line faults built into copies of bpf/ and core? [ONLY=name]
+	@echo "fuzz-mutants: test runs in namespaces of its own; needs root; about five minutes on two idle CPUs"
+	@$(AS_ROOT) $(BIN)/python -m tests.program.differential.mutants $(if $(ONLY),--only '$(ONLY)')
 
 bench: tools ## ours against the kernel's own: [ONLY=name]; tables, and build/bench/NAME.json
 	@echo "bench: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from dataplane.core import reference
-from dataplane.core.reference import Answer, Entry, FlowQuestion, Rewritten, World, answer, rules
+from dataplane.core.reference import (
+    Answer,
+    Entry,
+    Fate,
+    FlowQuestion,
+    Rewritten,
+    World,
+    answer,
+    fate_of,
+    rules,
+)
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
     EndpointSlice,
@@ -209,6 +219,18 @@ def test_external_policy_local_binds_outside_alone(to: str) -> None:
     assert ask(world(service, AWAY), OUTSIDE, CLUSTER_IP).rule is rules.CLUSTER_POLICY
 
 
+def test_a_pod_of_another_node_takes_the_short_cut_where_nodes_route_to_pods() -> None:
+    service = replace(SERVICE, external_local=True)
+    flow = FlowQuestion(
+        ip_address(REMOTE), ip_address(BALANCER), 80, Protocol.TCP, Entry.OUTSIDE, 40000
+    )
+    elsewhere = piece(endpoint(OTHER_LOCAL), endpoint("10.244.2.11"))
+    got = answer(world(service, elsewhere, vxlan=False), flow)
+    assert (got.rule, len(got.backends)) == (rules.CLUSTER_POLICY, 2)
+    assert set(got.hidden) == {(ip_address("10.244.2.11"), 8080)}
+    assert answer(world(service, elsewhere), flow).rule is rules.EXTERNAL_LOCAL
+
+
 def test_local_policy_falls_back_to_draining_endpoints_of_the_node_and_ignores_hints() -> None:
     service = replace(SERVICE, external_local=True)
     draining = piece(endpoint(OTHER_LOCAL, **DRAINING), endpoint(REMOTE))
@@ -218,6 +240,60 @@ def test_local_policy_falls_back_to_draining_endpoints_of_the_node_and_ignores_h
         endpoint(OTHER_LOCAL, zone_hints=("west",)), endpoint(REMOTE, zone_hints=("east",))
     )
     assert names(ask(world(service, hinted), OUTSIDE, BALANCER)) == {f"{OTHER_LOCAL}:8080"}
+
+
+# ---- a client that comes again, a flow that lives on ----
+def test_affinity_keeps_a_client_where_it_was_while_that_is_usable() -> None:
+    sticky = world(replace(SERVICE, affinity_seconds=60), BOTH)
+    flow = FlowQuestion(
+        ip_address(LOCAL), ip_address(CLUSTER_IP), 80, Protocol.TCP, Entry.POD,
+        remembered=(ip_address(REMOTE), 8080),
+    )  # fmt: skip
+    got = answer(sticky, flow)
+    assert (got.rule, names(got)) == (rules.AFFINITY, {f"{REMOTE}:8080"})
+    elsewhere = replace(flow, remembered=(ip_address("10.244.2.11"), 8080))
+    assert answer(sticky, elsewhere).rule is rules.CLUSTER_POLICY
+    assert answer(world(SERVICE, BOTH), flow).rule is rules.CLUSTER_POLICY
+
+
+@pytest.mark.parametrize(
+    ("state", "tcp", "udp"),
+    [
+        ({}, "KEEPS", "KEEPS"),
+        (DRAINING, "KEEPS", "KEEPS"),
+        ({"ready": False, "serving": False}, "KEEPS", "RETAINED"),
+        (None, "GONE", "GONE"),
+    ],
+)
+def test_a_flow_lives_as_long_as_its_backend(
+    state: dict[str, bool] | None, tcp: str, udp: str
+) -> None:
+    ports = (PORT, ServicePort("dns", Protocol.UDP, 53))
+    listed = () if state is None else (endpoint(REMOTE, **state),)
+    now = replace(
+        piece(*listed),
+        ports=(SlicePort("web", Protocol.TCP, 8080), SlicePort("dns", Protocol.UDP, 8080)),
+    )
+    where = world(replace(SERVICE, ports=ports), now)
+    for port, number, protocol, fate in (
+        ("web", 80, Protocol.TCP, tcp), ("dns", 53, Protocol.UDP, udp),
+    ):  # fmt: skip
+        flow = FlowQuestion(ip_address(LOCAL), ip_address(CLUSTER_IP), number, protocol, Entry.POD)
+        backend = ip_address(REMOTE), 8080
+        assert fate_of(where, f"shop/cart:{port}", flow, backend).name == fate
+        assert fate_of(where, "shop/other:web", flow, backend) is Fate.GONE
+
+
+def test_a_segment_of_an_unknown_flow_is_refused_by_a_service_and_left_to_the_stack_elsewhere() -> (
+    None
+):
+    flow = FlowQuestion(
+        ip_address(LOCAL), ip_address(CLUSTER_IP), 80, Protocol.TCP, Entry.POD, 40000, opens=False
+    )
+    got = answer(world(SERVICE, BOTH), flow)
+    assert (got.verdict, got.rule) == (reference.Verdict.REJECT, rules.UNKNOWN_FLOW)
+    got = answer(world(SERVICE, BOTH), replace(flow, destination=ip_address(OUTSIDE)))
+    assert (got.verdict.value, got.packets[0].source) == ("pass", ip_address(LOCAL))
 
 
 # ---- source ranges ----
@@ -378,7 +454,7 @@ def test_host_ports_keep_the_client() -> None:
         (OUTSIDE, CLUSTER_IP, 81, "reject", rules.NO_SUCH_PORT),
         (HERE, CLUSTER_IP, 81, "reject", rules.NO_SUCH_PORT),
         (LOCAL, "10.96.0.9", 80, "drop", rules.UNASSIGNED),
-        (OUTSIDE, "10.96.0.9", 80, "drop", rules.UNASSIGNED),
+        (OUTSIDE, "10.96.0.9", 80, "pass", rules.NETWORK),
         (LOCAL, "10.244.1.99", 80, "drop", rules.NO_SUCH_POD),
         (OUTSIDE, "10.244.1.99", 80, "pass", rules.HOST),
         (LOCAL, "10.244.9.9", 80, "drop", rules.NO_SUCH_NODE),

@@ -6,6 +6,7 @@ the rule and its source. It is what programs and tables are compared with, so it
 import the code that builds the tables (import-linter holds that).
 """
 
+from dataplane.core.reference.life import Fate, fate_of
 from dataplane.core.reference.model import answer
 from dataplane.core.reference.rules import Rule
 from dataplane.core.reference.values import (
@@ -21,6 +22,7 @@ from dataplane.core.reference.values import (
 __all__ = [
     "Answer",
     "Entry",
+    "Fate",
     "FlowQuestion",
     "Place",
     "Rewritten",
@@ -28,4 +30,5 @@ __all__ = [
     "Verdict",
     "World",
     "answer",
+    "fate_of",
 ]

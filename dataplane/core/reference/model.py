@@ -21,22 +21,30 @@ from dataplane.core.reference.places import (
     is_group,
     is_link_local_v6,
     is_nowhere,
-    local_pods,
+    places_of,
     where_is,
 )
 from dataplane.core.reference.rules import Rule
-from dataplane.core.reference.translation import hiding_of, packet_to
-from dataplane.core.reference.values import Answer, Entry, FlowQuestion, Verdict, World
+from dataplane.core.reference.translation import hiding_of, packet_to, takes_short_cut_by_uplink
+from dataplane.core.reference.values import (
+    Answer,
+    Entry,
+    FlowQuestion,
+    Rewritten,
+    Verdict,
+    World,
+)
 from dataplane.model.net import IPAddress, Protocol
 
 
 def answer(world: World, flow: FlowQuestion) -> Answer:
     """What becomes of a new flow in a world. Worlds are remembered, so ask one for many."""
-    return _reference(world).answer(flow)
+    return reference_of(world).answer(flow)
 
 
 @lru_cache(maxsize=16)
-def _reference(world: World) -> Reference:
+def reference_of(world: World) -> Reference:
+    """What was read from a world."""
     return Reference(world)
 
 
@@ -85,14 +93,18 @@ class Reference:
         if is_nowhere(to):
             return _drop(rules.IMPOSSIBLE_ADDRESS)
         # whoever is asked of as outside, though a slice has its address here, is no pod
-        stolen = source in local_pods(self.world)
+        stolen = source in places_of(self.world).pods
         stolen = stolen and self.world.entry_of(source) is not Entry.OUTSIDE
         if is_group(source) or is_nowhere(source) or is_link_local_v6(source) or stolen:
             # the host takes its own broken packets itself
-            if to in self.world.own():
+            if to in places_of(self.world).own:
                 return self._pass(flow, rules.HOST)
             return _drop(rules.IMPOSSIBLE_ADDRESS)
-        if self.world.vxlan and to in self.world.own() and self._is_overlay(flow, to, flow.port):
+        if (
+            self.world.vxlan
+            and to in places_of(self.world).own
+            and self._is_overlay(flow, to, flow.port)
+        ):
             return self._pass(flow, rules.HOST)
         return None
 
@@ -116,9 +128,13 @@ class Reference:
         usable, empty = self._usable(flow, frontend, endpoints)
         if not usable.places:
             return _drop(empty, frontend.name)
+        if frontend.service.affinity_seconds and flow.remembered in usable.places:
+            usable = Usable(frozenset({flow.remembered}), rules.AFFINITY)
         world = self.world
         if flow.entry is Entry.POD and any(self._is_overlay(flow, *p) for p in usable.places):
             return _drop(rules.OVERLAY_PORT, frontend.name)
+        if not flow.opens:
+            return Answer(Verdict.REJECT, rules.UNKNOWN_FLOW, frontend.name)
         hiding = hiding_of(world, flow, frontend, usable.places)
         packets = tuple(
             packet_to(world, flow, place, place in hiding.hidden)
@@ -154,6 +170,7 @@ class Reference:
                 local = Usable(local.places, rules.INTERNAL_LOCAL)
             return local, rules.INTERNAL_LOCAL_EMPTY
         outside = flow.entry is Entry.OUTSIDE
+        outside = outside and not takes_short_cut_by_uplink(self.world, flow)
         if frontend.door.is_external and service.external_local and outside:
             return local, rules.EXTERNAL_LOCAL_EMPTY
         return endpoints.cluster, rules.NO_ENDPOINTS
@@ -166,16 +183,13 @@ class Reference:
         where = Where.HERE if to.is_loopback else where_is(world, to)
         if flow.entry is Entry.POD and self._is_overlay(flow, to, flow.port):
             return _drop(rules.OVERLAY_PORT)
-        if where is Where.SERVICES:
-            return _drop(rules.UNASSIGNED)
         if where is Where.HERE and flow.entry is Entry.OUTSIDE:
             low, high = world.masquerade_ports
             if low <= flow.port <= high:
                 return _drop(rules.MASQUERADE_PORT)
-        if flow.entry is Entry.POD and where is Where.NO_POD:
-            return _drop(rules.NO_SUCH_POD)
-        if flow.entry is Entry.POD and where is Where.NO_NODE:
-            return _drop(rules.NO_SUCH_NODE)
+        # what else comes from outside or from the node itself is the host's to judge
+        if flow.entry is Entry.POD and where in _NOBODY:
+            return _drop(_NOBODY[where])
         return self._pass(flow, _PASSES.get(where, rules.NETWORK))
 
     def _is_overlay(self, flow: FlowQuestion, address: IPAddress, port: int) -> bool:
@@ -183,13 +197,21 @@ class Reference:
         if flow.protocol is not Protocol.UDP or port != self.world.vxlan_port:
             return False
         others = {a for node in self.world.nodes for a in node.addresses}
-        return address in self.world.own() or (self.world.vxlan and address in others)
+        return address in places_of(self.world).own or (self.world.vxlan and address in others)
 
     def _pass(self, flow: FlowQuestion, rule: Rule) -> Answer:
-        packet = packet_to(self.world, flow, (flow.destination, flow.port), is_hidden=False)
+        packet = Rewritten(flow.source, flow.source_port, flow.destination, flow.port)
+        # what is of the link stays there; the node's stack may know a segment that we don't
+        if flow.opens and rule is not rules.LINK:
+            packet = packet_to(self.world, flow, (flow.destination, flow.port), is_hidden=False)
         return Answer(Verdict.PASS, rule, packets=(packet,))
 
 
+_NOBODY = {
+    Where.SERVICES: rules.UNASSIGNED,
+    Where.NO_POD: rules.NO_SUCH_POD,
+    Where.NO_NODE: rules.NO_SUCH_NODE,
+}
 _PASSES = {
     Where.HERE: rules.HOST,
     Where.POD: rules.POD,

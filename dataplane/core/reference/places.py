@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from dataplane.core.reference.values import World
@@ -33,16 +34,36 @@ class Where(enum.Enum):
     WORLD = enum.auto()
 
 
+class Places:
+    """The addresses of one world."""
+
+    def __init__(self, world: World) -> None:
+        self.own = world.own()
+        self.pods = _local_pods(world, self.own)
+        self._ranges = list(_ranges(world, self.own))
+        self._known: dict[IPAddress, Where] = {}
+
+    def where(self, address: IPAddress) -> Where:
+        """The most specific range that has the address; of equal ones the later in the list."""
+        if address not in self._known:
+            found = [(r.prefixlen, at) for at, (r, _) in enumerate(self._ranges) if address in r]
+            where = self._ranges[max(found)[1]][1] if found else Where.WORLD
+            self._known[address] = Where.POD if address in self.pods else where
+        return self._known[address]
+
+
+@lru_cache(maxsize=16)
+def places_of(world: World) -> Places:
+    """Worlds are remembered, for one is asked often."""
+    return Places(world)
+
+
 def where_is(world: World, address: IPAddress) -> Where:
-    """The most specific range that has the address; of equal ones the later in the list."""
-    if address in local_pods(world):
-        return Where.POD
-    found = [(r.prefixlen, at, where) for at, (r, where) in enumerate(_ranges(world))
-             if r.version == address.version and address in r]  # fmt: skip
-    return max(found)[2] if found else Where.WORLD
+    """Where an address is."""
+    return places_of(world).where(address)
 
 
-def _ranges(world: World) -> Iterator[tuple[IPNetwork, Where]]:
+def _ranges(world: World, own: frozenset[IPAddress]) -> Iterator[tuple[IPNetwork, Where]]:
     for kept in world.non_masquerade_cidrs:
         yield kept, Where.WORLD
     for cidr in world.cluster_cidrs:
@@ -58,11 +79,11 @@ def _ranges(world: World) -> Iterator[tuple[IPNetwork, Where]]:
     for node in others:
         for address in node.addresses:
             yield ip_network(address), Where.PEER
-    for address in world.own():
+    for address in own:
         yield ip_network(address), Where.HERE
 
 
-def local_pods(world: World) -> frozenset[IPAddress]:
+def _local_pods(world: World, own: frozenset[IPAddress]) -> frozenset[IPAddress]:
     """This node's pods: those that are said, and its endpoints that are not the node itself."""
     endpoints = {
         endpoint.address
@@ -70,7 +91,7 @@ def local_pods(world: World) -> frozenset[IPAddress]:
         for endpoint in piece.endpoints
         if endpoint.node_name == world.node and world.node
     }
-    return (world.pods | endpoints) - world.own()
+    return (world.pods | endpoints) - own
 
 
 def is_world(world: World, address: IPAddress) -> bool:

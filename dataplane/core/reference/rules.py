@@ -55,6 +55,11 @@ LOCAL_TERMINATING = Rule(
     "no endpoint of this node is ready: those of it that serve while they terminate",
     "KEP-1669; proxy/topology.go",
 )
+AFFINITY = Rule(
+    "session-affinity",
+    "the endpoint that this client's last flow to this Service port went to, while it is usable",
+    "docs: Service, session affinity",
+)
 
 # ---- refused ----
 NO_ENDPOINTS = Rule(
@@ -66,6 +71,11 @@ NO_SUCH_PORT = Rule(
     "no-such-port",
     "the ClusterIP has no such port",
     "proxy/nftables/proxier.go, cluster-ips-check",
+)
+UNKNOWN_FLOW = Rule(
+    "unknown-flow",
+    "a TCP segment to a Service that opens nothing and belongs to no known flow",
+    "docs/architecture.md",
 )
 
 # ---- dropped ----

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dataplane.core.reference.frontends import Door, Frontend
-from dataplane.core.reference.places import Where, hides_pods, is_world, where_is
+from dataplane.core.reference.places import Where, hides_pods, places_of, where_is
 from dataplane.core.reference.values import Entry, FlowQuestion, Place, Rewritten, World
 from dataplane.model.net import Family, IPAddress
 
@@ -28,7 +28,7 @@ def hiding_of(
     """Towards which of its backends a flow is hidden behind an address of this node."""
     if asks_to_hide(world, flow, frontend):
         # The node's own stack needs no help to answer: its replies pass us on their way out.
-        hidden = frozenset(b for b in backends if b[0] not in world.own())
+        hidden = frozenset(b for b in backends if b[0] not in places_of(world).own)
         if goes_direct(world, flow, frontend):
             # The nodes that have the pods answer themselves; what is no pod has no such node.
             nowhere = (Where.PEER, Where.WORLD)
@@ -37,8 +37,12 @@ def hiding_of(
             hidden = backends  # its own address is one of this node, whoever it asks
         return Hiding(bool(hidden), hidden)
     # A pod that reaches itself would see its own address as the client's.
-    itself = frozenset(b for b in backends if b[0] == flow.source)
-    return Hiding(bool(backends) and itself == backends, itself)
+    hidden = frozenset(b for b in backends if b[0] == flow.source)
+    if frontend.door.is_external and takes_short_cut_by_uplink(world, flow):
+        # where the endpoint is elsewhere, nobody else would translate its replies
+        near = places_of(world).pods | places_of(world).own
+        hidden |= frozenset(b for b in backends if b[0] not in near)
+    return Hiding(bool(backends) and hidden == backends, hidden)
 
 
 def asks_to_hide(world: World, flow: FlowQuestion, frontend: Frontend) -> bool:
@@ -59,6 +63,13 @@ def goes_direct(world: World, flow: FlowQuestion, frontend: Frontend) -> bool:
     return world.direct_return and flow.entry is Entry.OUTSIDE and not inside
 
 
+def takes_short_cut_by_uplink(world: World, flow: FlowQuestion) -> bool:
+    """A pod of another node that comes by the uplink, as pods do in native mode, is no outside
+    sender (docs/decisions/0009)."""
+    comes = flow.entry is Entry.OUTSIDE and not world.vxlan
+    return comes and where_is(world, flow.source) is Where.OTHER_PODS
+
+
 def packet_to(world: World, flow: FlowQuestion, backend: Place, is_hidden: bool) -> Rewritten:
     """The packet that reaches a backend."""
     address, port = backend
@@ -70,9 +81,9 @@ def packet_to(world: World, flow: FlowQuestion, backend: Place, is_hidden: bool)
 
 
 def hidden_behind(world: World, destination: IPAddress) -> IPAddress:
-    """The address that a destination sees: of the uplink in the world, of the router elsewhere."""
+    """The address that a destination sees: pods see the router, what is beyond them the uplink."""
     family = Family(destination.version)
     primary = world.primary(family)
-    if primary is not None and is_world(world, destination):
+    if primary is not None and where_is(world, destination) in (Where.WORLD, Where.PEER):
         return primary
     return world.routers.get(family) or primary or destination

@@ -101,7 +101,12 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class FlowQuestion:
-    """The first packet of a flow that nobody knows yet. source_port only shapes the packet."""
+    """The first packet of a flow that nobody knows yet.
+
+    source_port only shapes the packet. remembered: the backend that this client's last flow to
+    this Service port went to, within the affinity's time; None if there was none. opens: False
+    for a TCP segment that is in the middle of a connection.
+    """
 
     source: IPAddress
     destination: IPAddress
@@ -109,6 +114,8 @@ class FlowQuestion:
     protocol: Protocol
     entry: Entry
     source_port: int = 0
+    remembered: Place | None = None
+    opens: bool = True
 
     @property
     def family(self) -> Family:
