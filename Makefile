@@ -10,6 +10,7 @@ IMAGE ?= localhost/podlane:dev
 ONLY ?=
 NETWORK ?= podlane
 KUBECONFIG_OUT ?=
+PEER ?=
 KERNELS ?= 6.1 6.12 newest
 ARGS ?=
 N ?= 10000000
@@ -29,7 +30,7 @@ C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down soak test-vm lint fmt fuzz-packets fuzz fuzz-mutants bench tools lock clean
+.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down test-cluster conformance soak test-vm lint fmt fuzz-packets fuzz fuzz-mutants bench tools lock clean
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -83,8 +84,15 @@ cluster-setup: tools
 	@tools/setup.sh cluster
 	@command -v go >/dev/null || { echo "cluster: there is no Go (1.24 or newer) on the PATH" >&2; exit 2; }
 
-cluster-up: cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none]
+cluster-up: $(if $(filter podlane,$(NETWORK)),image) cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none]
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network '$(NETWORK)' --mode '$(MODE)' $(if $(KUBECONFIG_OUT),--kubeconfig-out '$(KUBECONFIG_OUT)')
+
+test-cluster: image cluster-setup ## podlane on that Kubernetes: installed by its image, every [sig-network] conformance test
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --mode '$(MODE)'
+
+conformance: test-cluster ## the same, then docs/conformance.md: [PEER=1 runs kube-proxy with bridge, too]
+	@$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --peer)
+	@$(BIN)/python -m tests.cluster.report
 
 cluster-down: ## take that cluster away
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster down

@@ -110,9 +110,5 @@ def _refuse_unsupported(request: Request) -> None:
     """What is asked for and can't be had, by name."""
     ports = request.runtime.host_ports
     for place, port in enumerate(ports):
-        if port.host_ip is not None and port.host_ip.is_loopback:
-            raise CniError(
-                protocol.UNSUPPORTED_FIELD, str(port), "a loopback address is not served"
-            )
         if any(port.clashes(other) for other in ports[:place]):
             raise CniError(protocol.BAD_CONFIG, str(port), "is asked for twice")

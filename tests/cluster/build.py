@@ -44,6 +44,7 @@ def programs(with_tests: bool = False) -> Path:
     common = ["-ldflags", f"-s -w {flags}"]
     for name, package in PACKAGES.items():
         _build(folder / name, ["build", *common], package)
+    _fetch_certificate(folder)
     kubectl = folder / "kubectl"
     if not kubectl.is_symlink():
         kubectl.symlink_to("kubernetes")
@@ -62,6 +63,19 @@ def _build(target: Path, words: list[str], package: str) -> None:
         ["go", *words, "-o", str(part), package], cwd=MODULE, env=environment, check=True
     )
     part.rename(target)
+
+
+def _fetch_certificate(folder: Path) -> None:
+    """agnhost's TLS servers read their certificate from the image's root."""
+    if (folder / "localhost.key").is_file():
+        return
+    listed = subprocess.run(
+        ["go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"],
+        cwd=MODULE, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    porter = Path(listed.stdout.strip()) / "test/images/agnhost/porter"
+    for name in ("localhost.crt", "localhost.key"):
+        shutil.copyfile(porter / name, folder / name)
 
 
 def _go(*words: str) -> str:

@@ -24,10 +24,10 @@ KUBE_PROXY = "localhost/podlane-kube-proxy:test"
 
 # What the tests' shells call inside their pods, from Debian's packages of this machine.
 TOOLS = ("/bin/bash", "/bin/dash", "/usr/bin/curl", "/bin/nc.openbsd", "/usr/bin/dig", "/usr/bin/wget",
-         "/sbin/ip", "/bin/ss")  # fmt: skip
+         "/usr/bin/getent", "/sbin/ip", "/bin/ss")  # fmt: skip
 BUSYBOX = Path("/bin/busybox")
 # Not its shell, which runs its own applets before others' programs.
-APPLETS = ("cat", "cp", "date", "echo", "env", "getent", "grep", "hostname", "id", "ls",
+APPLETS = ("cat", "cp", "date", "echo", "env", "grep", "hostname", "id", "ls",
            "mkdir", "netstat", "nslookup", "ping", "printf", "rm", "sed", "seq", "sleep", "sort",
            "stat", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "uname",
            "vi", "wc", "xargs", "awk", "head", "cut", "expr", "kill", "ps", "false")  # fmt: skip
@@ -110,6 +110,11 @@ def _as(name: str, program: Path) -> dict[str, Path | bytes]:
     return files
 
 
+def _agnhost(programs: Path) -> dict[str, Path | bytes]:
+    certificate = {f"/{name}": programs / name for name in ("localhost.crt", "localhost.key")}
+    return {**_debian(), **_as("/agnhost", programs / "agnhost"), **certificate}
+
+
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
 
 
@@ -140,7 +145,7 @@ def make(programs: Path, folder: Path, agnhost_names: Sequence[str] = ()) -> lis
         ),
         "coredns": Image([COREDNS], _as("/coredns", kubernetes), {}, ["/coredns"]),
         "agnhost": Image(
-            [AGNHOST, *agnhost_names], {**_debian(), **_as("/agnhost", programs / "agnhost")},
+            [AGNHOST, *agnhost_names], _agnhost(programs),
             dict(tools), ["/agnhost"], ["pause"],
         ),
     }  # fmt: skip

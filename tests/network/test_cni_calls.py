@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -306,10 +307,9 @@ def test_garbage_is_what_the_runtime_does_not_name(pods: Sandboxes) -> None:
     assert pods.ask("STATUS", "").status == 0
 
 
-def test_a_host_port_leads_to_its_pod_and_has_one_holder(pods: Sandboxes) -> None:
-    ports = [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]
-    assert pods.add("web", runtimeConfig={"PortMappings": ports}).status == 0
-    ns = pods.node.pods["web"]
+@contextmanager
+def serving(ns: str) -> Iterator[None]:
+    """A server in a pod's namespace that says `here` on port 80 of both families."""
     sh(f"ip -n {ns} link set lo up")
     server = subprocess.Popen(
         ["ip", "netns", "exec", ns, "/usr/bin/python3", "-c",
@@ -318,16 +318,27 @@ def test_a_host_port_leads_to_its_pod_and_has_one_holder(pods: Sandboxes) -> Non
     )  # fmt: skip
     try:
         time.sleep(0.5)
-        for address in ("192.0.2.1", "2001:db8::1"):
-            ask = (
-                "import socket; s = socket.create_connection"
-                f"(('{address}', 8080), 3); print(s.recv(9).decode())"
-            )
-            out = sh(f'ip netns exec {pods.cluster.outside} /usr/bin/python3 -c "{ask}"')
-            assert out.strip() == "here"
+        yield
     finally:
         server.kill()
         server.wait()
+
+
+def says(ns: str, address: str, port: int) -> str:
+    """What a server says to who asks from a namespace."""
+    ask = (
+        "import socket; s = socket.create_connection"
+        f"(('{address}', {port}), 3); print(s.recv(9).decode())"
+    )
+    return sh(f'ip netns exec {ns} /usr/bin/python3 -c "{ask}"', check=False).strip()
+
+
+def test_a_host_port_leads_to_its_pod_and_has_one_holder(pods: Sandboxes) -> None:
+    ports = [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]
+    assert pods.add("web", runtimeConfig={"PortMappings": ports}).status == 0
+    with serving(pods.node.pods["web"]):
+        for address in ("192.0.2.1", "2001:db8::1"):
+            assert says(pods.cluster.outside, address, 8080) == "here"
     other = pods.add("other", runtimeConfig={"portMappings": ports})
     assert other.code == protocol.BAD_CONFIG
     assert "hostPort *:8080/TCP: is held by pod test/web" in other.json["msg"]
@@ -335,6 +346,18 @@ def test_a_host_port_leads_to_its_pod_and_has_one_holder(pods: Sandboxes) -> Non
     assert pods.ask("CHECK", "web").status == 0
     assert pods.ask("DEL", "web").status == 0
     assert pods.add("other", runtimeConfig={"portMappings": ports}).status == 0
+
+
+def test_a_host_port_on_loopback_is_for_the_node_itself(pods: Sandboxes) -> None:
+    ports = [
+        {"hostPort": 8082, "containerPort": 80, "protocol": "tcp", "hostIP": address}
+        for address in ("127.0.0.1", "::1")
+    ]
+    assert pods.add("web", runtimeConfig={"portMappings": ports}).status == 0
+    with serving(pods.node.pods["web"]):
+        for address in ("127.0.0.1", "::1"):
+            assert says(pods.node.ns, address, 8082) == "here"
+        assert says(pods.cluster.outside, "192.0.2.1", 8082) == ""
 
 
 def test_mac_and_addresses_are_as_asked(pods: Sandboxes) -> None:
