@@ -157,10 +157,10 @@ def watched(cluster: Cluster) -> Iterator[Watch]:
         for name, place in SERVERS.items()
     }
 
-    def sent_since(name: str, began: float) -> bool:
-        """Whether node 1 sent any packet to the pod since then: each leaves its time in its flow."""
+    def sent(name: str, began: float, ended: float) -> bool:
+        """Whether node 1 sent the pod any packet then: each leaves its time in its flow."""
         return any(
-            row.last_seen > began * 1e9
+            began * 1e9 < row.last_seen <= ended * 1e9
             for family in Family
             for _, row in maps[1].items(Table("flows", family))
             if where.get(row.backend) == name and not row.flags & FLOW_REPLY
@@ -194,7 +194,7 @@ def watched(cluster: Cluster) -> Iterator[Watch]:
                     out[name] = now, None
                 else:
                     began, counted = out[name]
-                    count = delivered(name)
+                    count, read = delivered(name), time.monotonic()
                     if counted is None:
                         if now - began > IN_HAND:
                             out[name] = began, count
@@ -203,7 +203,7 @@ def watched(cluster: Cluster) -> Iterator[Watch]:
                         if name in {where[address] for address in listed()}:
                             out.pop(name)
                             continue
-                        if not sent_since(name, began):
+                        if not sent(name, began, read):
                             seen.under_way += 1
                             out[name] = began, count
                             continue
