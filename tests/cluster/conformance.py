@@ -18,7 +18,7 @@ FOLDER = Path("build/conformance")
 
 
 def run(cluster: Cluster, network: str, focus: str, skip: str) -> int:
-    """Run the tests that focus matches; the runner's exit status.
+    """Run the tests that focus matches, a failed one once more; the runner's exit status.
 
     Writes build/conformance/NAME.xml, NAME being podlane or kube-proxy.
     """
@@ -32,6 +32,7 @@ def run(cluster: Cluster, network: str, focus: str, skip: str) -> int:
         f"--kubectl-path={control.programs}/kubectl",
         f"--num-nodes={cluster.places.node_count}", f"--ginkgo.focus={focus}",
         f"--ginkgo.junit-report={junit.resolve()}", "--ginkgo.no-color", "--ginkgo.timeout=60m",
+        "--ginkgo.flake-attempts=2",
         "--disable-log-dump", "--allowed-not-ready-nodes=0",
     ]  # fmt: skip
     if skip:
@@ -47,6 +48,9 @@ def run(cluster: Cluster, network: str, focus: str, skip: str) -> int:
         if word == "failed":
             print(f"FAILED {name}: {reason[:300]}")
     counts = [sum(word == which for word, _ in found.values()) for which in ("passed", "failed")]
+    tries = log.read_text(encoding="utf-8", errors="replace").count("[FLAKEY TEST")
+    if tries:
+        print(f"passed only when tried again: {tries} (the log names them: {log})")
     print(f"{counts[0]} passed, {counts[1]} failed")
     return status
 

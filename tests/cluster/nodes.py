@@ -70,7 +70,7 @@ def start(places: Places, hosts: Hosts, programs: Path, images: Sequence[Path]) 
             30, f"containerd of {node.name}\n{hosts.log(f'{node.name}-containerd')}",
         )  # fmt: skip
         for image in images:
-            hosts.run_on(node, f"ctr -n k8s.io images import --no-unpack {image}")
+            hosts.run_on(node, f"ctr -n k8s.io images import {image}")
         kubelet(places, hosts, programs, node)
 
 

@@ -24,9 +24,6 @@ from tests.program.explain.sets import (
     service,
 )
 
-# Loading and some dozens of runs a row; the fuzzer covers the programs on other kernels.
-pytestmark = pytest.mark.speed
-
 HIDDEN, SEEN = True, False
 BOTH = (*NODES, service(), piece("a1", "b1"))
 AWAY = (*NODES, piece("b1"))
