@@ -15,7 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.cluster.places import PRIVATE_FOLDERS, Host, Places
+from tests.cluster.places import BASE, PRIVATE_FOLDERS, Host, Places
+
+MADE = "made-folders"  # below BASE: folders of this machine that are there for nodes' mounts only
 
 
 def run(command: str, check: bool = True, **more: object) -> str:
@@ -95,6 +97,9 @@ class Hosts:
                 f"ip -n {ns} route add default via {places.control.ipv4}"
                 f" && ip -n {ns} -6 route add default via {places.control.ipv6}"
             )
+        missing = [folder for folder in PRIVATE_FOLDERS if not Path(folder).is_dir()]
+        with (BASE / MADE).open("a") as made:
+            made.writelines(f"{folder}\n" for folder in missing)
         for node in places.nodes:
             self._make_node(node)
 
@@ -177,9 +182,15 @@ class Hosts:
             if line.split()[4].startswith(f"{self.places.folder}/"):
                 run(f"umount -l {line.split()[4]}", check=False)
         run(f"rm -rf --one-file-system {self.places.folder}", check=False)
-        for folder in PRIVATE_FOLDERS:
+        # A folder that is removed here is unmounted in every namespace: only after the last cluster.
+        if not any(one.is_dir() for one in BASE.glob("*")):
+            made = BASE / MADE
+            for folder in made.read_text().split() if made.is_file() else ():
+                with suppress(OSError):
+                    Path(folder).rmdir()
+            made.unlink(missing_ok=True)
             with suppress(OSError):
-                Path(folder).rmdir()  # made for a mount; what is in use is not empty
+                BASE.rmdir()
         for _ in range(20):
             # Containers' groups of version 1; a group is busy for a moment after its last process.
             left = list(Path("/sys/fs/cgroup").glob("*/k8s.io/*/"))
