@@ -279,13 +279,14 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx)
 	key.address = to.address;
 	key.port = to.port;
 	known = datagrams.lookup(&key);
-	new = !known || !socket_holds(known, fe);
+	/* the kernel may give an evicted entry's memory to another socket's flow: copy, then look */
+	if (known)
+		room.flow = *known;
+	new = !known || !socket_holds(&room.flow, fe);
 	if (new) {
 		err = socket_choose(&room, &to, fe, n, cookie);
 		if (err)
 			return socket_refuse(err);
-	} else {
-		room.flow = *known;
 	}
 	key.address = room.flow.backend;
 	key.port = room.flow.backend_port;

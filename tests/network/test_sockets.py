@@ -170,11 +170,10 @@ def _cookie(client: socket.socket) -> int:
 
 
 def _backend(one: AgentNode, family: Family, client: socket.socket) -> str:
-    """Where the socket's record says that it went."""
+    """Where the socket's record says that it went; empty if it was closed since, with its backend."""
     with _maps(one) as maps:
         record = maps.get(Table("sockets", family), _cookie(client))
-        assert record is not None
-        return str(record.backend)
+        return str(record.backend) if record is not None else ""
 
 
 @pytest.mark.parametrize("family", list(Family))
@@ -186,10 +185,12 @@ def test_affinity_takes_the_node_for_one_client(
 
     def seen() -> set[str]:
         found = set()
-        for target in (CLUSTER_IP[family], EXTERNAL[family]) * 6:
-            with life.connect(node.ns, family, target, PORT, STREAM) as client:
-                found.add(_backend(node, family, client))
-        return found
+        with contextlib.suppress(OSError):  # the backend goes in this very moment
+            for target in (CLUSTER_IP[family], EXTERNAL[family]) * 6:
+                with life.connect(node.ns, family, target, PORT, STREAM) as client:
+                    found.add(_backend(node, family, client))
+            return found
+        return set()
 
     life.wait(lambda: len(seen()) == 1, what="until all go to one backend")
     first = seen()
