@@ -135,6 +135,9 @@ static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hoo
 			if (!nat_socket_has(skb, f))
 				return -DROP_MASQUERADE_UNKNOWN;
 		}
+		/* the stack would send it on to where its default route leads */
+		if (kind == ROUTE_SERVICE)
+			return -DROP_NO_SERVICE;
 		if (!path->endpoint)
 			return ACTION_PASS;
 	}

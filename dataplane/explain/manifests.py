@@ -75,6 +75,10 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
     Raises:
         BadInput: there is no such Node and the config gives no addresses either.
     """
+    if not config.service_cidrs:  # as the agent takes the API's objects
+        found = {cidr for one in manifests.service_cidrs for cidr in one.cidrs}
+        ranges = tuple(sorted(found, key=lambda cidr: (cidr.version, cidr)))
+        config = replace(config, service_cidrs=ranges)
     nodes = {node.name: node for node in manifests.nodes}
     own = nodes.get(config.node_name)
     if own is None and not config.node_addresses:

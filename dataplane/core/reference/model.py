@@ -187,6 +187,8 @@ class Reference:
             low, high = world.masquerade_ports
             if low <= flow.port <= high:
                 return _drop(rules.MASQUERADE_PORT)
+        if where is Where.SERVICES and flow.entry is Entry.OUTSIDE:
+            return _drop(rules.UNASSIGNED)
         # what else comes from outside or from the node itself is the host's to judge
         if flow.entry is Entry.POD and where in _NOBODY:
             return _drop(_NOBODY[where])

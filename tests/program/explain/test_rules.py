@@ -85,6 +85,9 @@ ROWS: dict[str, Row] = {
     "a ClusterIP that no Service has": with_config(
         Row(BOTH, "a2", "unassigned:80", "drop"), serviceCIDRs=["@services"]
     ),
+    "from outside, a ClusterIP that no Service has": with_config(
+        Row(BOTH, "outside", "unassigned:80", "drop"), serviceCIDRs=["@services"]
+    ),
     "a pod to a pod": Row(BOTH, "a1", "b1:8080", "pass"),
     "a pod to a pod that no manifest names": Row(BOTH, "a1", "ghost:8080", "pass"),
     "a pod to the world": Row(BOTH, "a1", "outside:443", "pass"),
