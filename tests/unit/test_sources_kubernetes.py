@@ -224,8 +224,9 @@ def test_a_thousand_changes_are_a_pass_and_no_thousand(api: ApiServer) -> None:
             *(service(f"s{n}", f"10.{n >> 8}.{n & 255}.9") for n in range(1000)),
         )
         await mirror.until(lambda: len(mirror.names()) >= 1000)
-        # The first goes at once, the rest as one; a machine that stalls on the way may split it.
-        assert len(mirror.batches) - before <= 5
+        # The first goes at once, the rest as one; a machine that stalls on the way splits it, a pass a
+        # change would be a thousand.
+        assert len(mirror.batches) - before <= 50
 
     follow(api, story)
 
