@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Sequence
 
 from dataplane.model.objects import Batch, Object, ObjectKey, Problem
@@ -105,7 +104,7 @@ class Gathering:
                 self._wake()
 
     def _wake(self) -> None:
-        self._newest = time.monotonic()
+        self._newest = self._loop.time()
         if not self._closed and not self._woken:
             self._woken = True
             self._loop.call_soon_threadsafe(self._something.set)
@@ -115,13 +114,13 @@ class Gathering:
     async def settled(self) -> None:
         """Wait for something to tell: the first thing at once, others when no more come."""
         await self._something.wait()
-        began = time.monotonic()
+        began = self._loop.time()
         if began - self._taken >= FEW_SECONDS:
             return
         while True:
             silence = FEW_SECONDS if len(self._pending) <= FEW else BURST_SECONDS
             until = min(self._newest + silence, began + IMPATIENCE_SECONDS)
-            if (left := until - time.monotonic()) <= 0:
+            if (left := until - self._loop.time()) <= 0:
                 return
             await asyncio.sleep(left)
 
@@ -130,7 +129,7 @@ class Gathering:
             pending, self._pending = self._pending, {}
             self._something.clear()
             self._woken = False
-            self._taken = time.monotonic()
+            self._taken = self._loop.time()
             problems = [p for found in self._faults.values() for p in found]
             return Batch(
                 upserts=tuple(value for value in pending.values() if value is not None),
