@@ -149,6 +149,92 @@ def test_a_cluster_runs_from_the_api_and_goes_on_without_it(
             server.wait()
 
 
+# What a server may do instead of a watch of slices, and the words for it in log and status.
+FAULTS: dict[str, tuple[api_server.Fault, str]] = {
+    "expired credentials": (
+        api_server.refuse(401, "Unauthorized"),
+        "watch endpointslices: the credentials are refused (401",
+    ),
+    "no right": (
+        api_server.forbid("watch", "EndpointSlice"),
+        "podlane may not watch endpointslices (403",
+    ),
+    "too much to do": (
+        api_server.refuse(429, "too many requests", Retry_After="1"),
+        "watch endpointslices: the server has too much to do (429)",
+    ),
+    "failed": (
+        api_server.refuse(500, "etcd is away"),
+        "watch endpointslices: the server failed (500: etcd is away)",
+    ),
+    "broken off": (
+        api_server.stream(b'{"type": "MODIFIED", "object": {"metada', end=True),
+        "watch endpointslices: the server broke off in the middle of an object",
+    ),
+    "garbage": (
+        api_server.stream(b"<html>\n"),
+        "watch endpointslices: the server answered with what is no endpointslices",
+    ),
+}
+
+
+def test_each_fault_of_the_server_is_named_while_packets_go_on(
+    api_and_cluster: tuple[ApiServer, Cluster],
+) -> None:
+    api, cluster = api_and_cluster
+    one = cluster.nodes[0]
+    fill(api)
+    one.start(None)
+    for name, number in (("a", 11), ("b", 12), ("c", 13)):
+        one.add_pod(name, f"10.244.1.{number}")
+    servers = [serve(one, "b", "10.244.1.12", "b"), serve(one, "c", "10.244.1.13", "c")]
+    places = {"b": "10.244.1.12", "c": "10.244.1.13"}
+    try:
+        api.put(endpoints("web", places["b"]))
+        until(lambda: fetch(one, "a") == {"b"}, "the Service does not answer")
+        now, other = "b", "c"
+        for name, (fault, words) in FAULTS.items():
+            written = events(one, "tables_written")
+            api.fault("EndpointSlice", "watch", fault, times=2)
+            api.break_watches()
+            until(lambda words=words: words in problems(one), f"{name}: not in status")  # type: ignore[misc]
+            # Meanwhile packets go where they went, and what changes waits.
+            api.put(endpoints("web", places[other]))
+            assert one.status()["state"] == "ready"
+            assert fetch(one, "a") <= {now, other}
+            until(lambda: problems(one) == "", f"{name}: stays in status")
+            until(lambda other=other: fetch(one, "a") == {other}, f"{name}: no change")  # type: ignore[misc]
+            assert events(one, "tables_written") == written + 1, name
+            assert words in one.log(), name
+            now, other = other, now
+        last = [json.loads(line) for line in one.log().splitlines() if "tables_written" in line]
+        assert all(line["entries"] < 8 for line in last[-len(FAULTS) :])
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+def test_a_server_that_falls_silent_is_named_and_followed_again(
+    api_and_cluster: tuple[ApiServer, Cluster],
+) -> None:
+    api, cluster = api_and_cluster
+    one = cluster.nodes[0]
+    fill(api)
+    one.start(None)
+    until(lambda: len(api.watching) == len(api_server.PATHS), "not every kind is watched")
+    # No packet of the server comes any more, and no word that it went: as when its machine dies.
+    outside = f"ip -n {cluster.outside}"
+    sh(f"{outside} route add blackhole 192.0.2.1/32")
+    until(lambda: "silent" in problems(one) or "can't be reached" in problems(one), "", 60)
+    assert one.status()["state"] == "ready"
+    api.put(endpoints("web", "10.244.2.12", node="node2"))
+    sh(f"{outside} route del blackhole 192.0.2.1/32")
+    until(lambda: problems(one) == "", "stays in status", 60)
+    rows = f"{PODLANE} backends --bpffs {one.folder}/bpf -o json"
+    until(lambda: "10.244.2.12" in sh(rows), "the change is not followed")
+
+
 def test_nodes_that_go_and_change_are_followed_or_named(
     api_and_cluster: tuple[ApiServer, Cluster],
 ) -> None:
