@@ -33,6 +33,7 @@ from dataplane.model.rows import Table
 
 _GUESTS = "podlane-lab"
 _ANSWER_MS, _SILENCE_MS = 2000, 400
+_SPOKEN = (Outcome.ANSWERED, Outcome.REFUSED)
 _PORTS = "ports.json"
 
 Say = Callable[[str], None]
@@ -165,7 +166,7 @@ class _Asker:
     def _send(self, place: Path, rows: Sequence[tuple[int, Row]]) -> str:
         jobs = "".join(
             f"{number} {row.protocol.name.lower()} {row.address} {row.number} {row.requests}"
-            f" {_SILENCE_MS if row.outcome is Outcome.DROPPED else _ANSWER_MS}\n"
+            f" {_ANSWER_MS if row.outcome in _SPOKEN else _SILENCE_MS}\n"
             for number, row in rows
         )
         first = str(self._next.get(str(place), 0))

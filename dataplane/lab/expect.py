@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `lab check` asks, and what each answer should be: objects to rows. Pure.
 
-From a pod of every node, from the node itself and from one of its hostNetwork pods to every
-Service port of each family; from outside to what a Service's type opens; from every node to
-every pod. Who may answer is what the slices
-say by kube-proxy's rules (core.endpoints), never what the kernel holds. Must not send
+From a pod of every node and from the node itself to every Service port of each family, at
+each of its addresses; from one of the node's hostNetwork pods to its ClusterIPs; from outside
+to what a Service's type opens; from every node to every pod. Who may answer is what the
+slices say by kube-proxy's rules (core.endpoints), never what the kernel holds. Must not send
 anything or know addresses that are in no object but the underlay's own.
 """
 
@@ -14,6 +14,7 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from dataplane.core.endpoints import Selection, select
 from dataplane.core.frontends import Settings, is_served
@@ -39,8 +40,9 @@ class Outcome(enum.Enum):
     """What a request should come to."""
 
     ANSWERED = "answered"
-    REFUSED = "refused"
-    DROPPED = "dropped"
+    REFUSED = "refused"  # the Service has no usable endpoint
+    DROPPED = "dropped"  # the Local policy leaves none here
+    SHUT_OUT = "shut out"  # the sender is in none of loadBalancerSourceRanges
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -242,123 +244,149 @@ def _select(
     return select(slices, port.name, port.protocol, node.name, node.zone, wants_local=True)
 
 
+class _Door(NamedTuple):
+    """An address and port beside the ClusterIPs at which a Service port may be asked."""
+
+    address: IPAddress
+    number: int
+    is_node_port: bool = False
+    is_guarded: bool = False
+    """Whether loadBalancerSourceRanges stand before it, whoever asks."""
+
+
+def _doors(
+    world: World, service: Service, port: ServicePort, node: Node, family: Family
+) -> Iterator[_Door]:
+    """External and load-balancer addresses, and NodePorts at a node's own.
+
+    A range guards load-balancer addresses of its family, also one that is an external address too.
+    """
+    guarded = any(r.version == family for r in service.source_ranges)
+    balanced = [a for a in service.load_balancer_ips if family_of(a) is family]
+    for address in service.external_ips:
+        if family_of(address) is family and address not in balanced:
+            yield _Door(address, port.port)
+    for address in balanced:
+        yield _Door(address, port.port, is_guarded=guarded)
+    if port.node_port and service.type is not ServiceType.CLUSTER_IP:
+        for address in world.settings(node).node_port_addresses(family):
+            yield _Door(address, port.node_port, is_node_port=True)
+
+
 def _port_rows(world: World, service: Service, port: ServicePort) -> Iterator[Row]:
     for family in _families(world, service):
         for node in world.nodes:
-            chosen = _select(world, service, port, family, node)
-            asked = [a for a in service.cluster_ips if family_of(a) is family]
-            source = _sender(world, node, family, _places(chosen, False))
-            if source is not None:
-                pod, origin = source
-                for address in asked:
-                    yield _service_row(
-                        world, service, port, node, chosen, service.internal_local,
-                        origin, pod, address, port.port,
-                    )  # fmt: skip
-            yield from _node_rows(world, service, port, node, chosen, family)
-            for address, number, guarded in _open_to_outside(world, service, port, node, family):
-                if guarded:
-                    continue
-                origin = Source(SourceKind.OUTSIDE, node.name, OUTSIDE)
-                yield _service_row(
-                    world, service, port, node, chosen, service.external_local,
-                    origin, None, address, number,
-                )  # fmt: skip
+            asked = _Asked(world, service, port, family, node)
+            doors = list(_doors(world, service, port, node, family))
+            yield from asked.by_pod(doors)
+            yield from asked.by_node(doors)
+            yield from asked.from_outside(doors)
 
 
-def _node_rows(
-    world: World, service: Service, port: ServicePort, node: Node, chosen: Selection,
-    family: Family,
-) -> Iterator[Row]:  # fmt: skip
-    """From the node itself to all of a Service's addresses, from a host pod to its ClusterIPs.
+class _Asked:
+    """The rows of one Service port in one family that enter by one node."""
 
-    What it is for outside binds no node: externalTrafficPolicy Local counts for others.
-    """
-    origin = Source(SourceKind.NODE, node.name, node.name)
-    asked = [a for a in service.cluster_ips if family_of(a) is family]
-    host_pods = [p for p in world.pods if p.host_network and p.node_name == node.name]
-    origins = [origin]
-    if host_pods:
-        first = min(map(pod_name, host_pods))
-        origins.append(Source(SourceKind.POD, node.name, first))
-    for source in origins:
-        for address in asked:
-            yield _service_row(
-                world, service, port, node, chosen, service.internal_local,
-                source, None, address, port.port, by_socket=True,
-            )  # fmt: skip
-    opened = [(a, port.port) for a in service.external_ips]
-    if not any(r.version == family for r in service.source_ranges):
-        opened += [(a, port.port) for a in service.load_balancer_ips]
-    if port.node_port and service.type is not ServiceType.CLUSTER_IP:
-        own = world.settings(node).node_port_addresses(family)
-        opened += [(a, port.node_port) for a in own]
-    for address, number in opened:
-        if family_of(address) is family:
-            yield _service_row(
-                world, service, port, node, chosen, False,
-                origin, None, address, number, by_socket=True,
-            )  # fmt: skip
+    def __init__(
+        self, world: World, service: Service, port: ServicePort, family: Family, node: Node
+    ) -> None:
+        self._world, self._service, self._port = world, service, port
+        self._family, self._node = family, node
+        self._chosen = _select(world, service, port, family, node)
+        own = [_Door(a, port.port) for a in service.cluster_ips if family_of(a) is family]
+        self._cluster_ips = own
 
+    def by_pod(self, doors: Iterable[_Door]) -> Iterator[Row]:
+        """From a pod of the node: what is for outside binds it no more than the node."""
+        found = _sender(self._world, self._node, self._family, _places(self._chosen, False))
+        if found is None:
+            return
+        pod, source = found
+        address = address_of(pod, self._family)
+        hidden = not self._service.external_local
+        for door in self._cluster_ips:
+            yield self._row(source, address, door, self._service.internal_local, pod)
+        for door in doors:
+            yield self._row(source, address, door, False, pod, hidden)
 
-def _open_to_outside(
-    world: World, service: Service, port: ServicePort, node: Node, family: Family
-) -> Iterator[tuple[IPAddress, int, bool]]:
-    """(address, port, guarded) that this node answers outside clients on.
+    def by_node(self, doors: Iterable[_Door]) -> Iterator[Row]:
+        """From the node itself to all addresses, from a host pod to its ClusterIPs.
 
-    guarded: source ranges stand before it, and who is in them is not asked here.
-    """
-    if port.node_port and service.type is not ServiceType.CLUSTER_IP:
-        for address in world.settings(node).node_port_addresses(family):
-            yield address, port.node_port, False
-    guarded = any(r.version == family for r in service.source_ranges)
-    for addresses, closed in (
-        (service.load_balancer_ips, guarded),
-        (service.external_ips, False),
-    ):
-        for address in addresses:
-            if family_of(address) is family and world.entries.get(address) == node.name:
-                yield address, port.port, closed
+        What it is for outside binds no node: externalTrafficPolicy Local counts for others.
+        """
+        node = self._node
+        origin = Source(SourceKind.NODE, node.name, node.name)
+        address = next((a for a in node.addresses if family_of(a) is self._family), None)
+        host_pods = [p for p in self._world.pods if p.host_network and p.node_name == node.name]
+        origins = [origin]
+        if host_pods:
+            first = min(map(pod_name, host_pods))
+            origins.append(Source(SourceKind.POD, node.name, first))
+        for source in origins:
+            for door in self._cluster_ips:
+                row = self._row(source, address, door, self._service.internal_local)
+                yield self._by_socket(row)
+        for door in doors:
+            yield self._by_socket(self._row(origin, address, door, False))
 
+    def from_outside(self, doors: Iterable[_Door]) -> Iterator[Row]:
+        """From beyond the underlay to what it leads to this node."""
+        source = Source(SourceKind.OUTSIDE, self._node.name, OUTSIDE)
+        address = outside_address(self._family)
+        for door in doors:
+            if door.is_node_port or self._world.entries.get(door.address) == self._node.name:
+                yield self._row(source, address, door, self._service.external_local)
 
-def _service_row(
-    world: World, service: Service, port: ServicePort, node: Node, chosen: Selection,
-    local: bool, source: Source, sender: Pod | None, address: IPAddress, number: int,
-    by_socket: bool = False,
-) -> Row:  # fmt: skip
-    family = family_of(address)
-    places = _places(chosen, local)
-    outcome = Outcome.ANSWERED
-    if not places:
-        outcome = Outcome.DROPPED if _places(chosen, False) else Outcome.REFUSED
-    answerers = tuple(
-        answerer
-        for at, to in places
-        for answerer in _answerers(world, service, family, at, to, node, sender, local)
-    )
-    if by_socket:  # whatever it asked for, the node talks to its backend by an address of its own
-        own = world.node_addresses(node.name)
-        answerers = tuple(replace(answerer, clients=own) for answerer in answerers)
-    return Row(
-        namespace=service.namespace,
-        name=service.name,
-        port=port.port,
-        protocol=port.protocol,
-        family=family,
-        type=service.type.value,
-        source=source,
-        address=address,
-        number=number,
-        entry=node.name,
-        outcome=outcome,
-        answerers=answerers,
-        requests=_requests(len(places)) if places else 2,
-        every=not service.affinity_seconds,
-        counted=ServiceName(
-            service.namespace, service.name, port.name or str(port.port), port.protocol, family
-        ),
-        by_socket=by_socket,
-    )
+    def _by_socket(self, row: Row) -> Row:
+        """Whatever it asks for, the node talks to its backend by an address of its own."""
+        own = self._world.node_addresses(self._node.name)
+        answerers = tuple(replace(answerer, clients=own) for answerer in row.answerers)
+        return replace(row, answerers=answerers, by_socket=True)
+
+    def _row(
+        self, source: Source, client: IPAddress | None, door: _Door, local: bool,
+        sender: Pod | None = None, hidden: bool = False,
+    ) -> Row:  # fmt: skip
+        """client: the sender's address. hidden: whether it is a pod's that no backend may see."""
+        service, port, node = self._service, self._port, self._node
+        places = _places(self._chosen, local)
+        outcome = Outcome.ANSWERED
+        if not _places(self._chosen, False):
+            outcome = Outcome.REFUSED
+        elif door.is_guarded and not any(client in r for r in service.source_ranges if client):
+            outcome = Outcome.SHUT_OUT
+        elif not places:
+            outcome = Outcome.DROPPED
+        if outcome is not Outcome.ANSWERED:
+            places = []
+        return Row(
+            namespace=service.namespace,
+            name=service.name,
+            port=port.port,
+            protocol=port.protocol,
+            family=self._family,
+            type=service.type.value,
+            source=source,
+            address=door.address,
+            number=door.number,
+            entry=node.name,
+            outcome=outcome,
+            answerers=tuple(
+                answerer
+                for at, to in places
+                for answerer in _answerers(
+                    self._world, service, self._family, at, to, node, sender, local, hidden
+                )
+            ),
+            requests=_requests(len(places)) if places else 2,
+            every=not service.affinity_seconds,
+            counted=ServiceName(
+                service.namespace,
+                service.name,
+                port.name or str(port.port),
+                port.protocol,
+                self._family,
+            ),
+        )
 
 
 def _places(chosen: Selection, local: bool) -> list[tuple[IPAddress, int]]:
@@ -371,7 +399,7 @@ def _requests(backends: int) -> int:
 
 def _answerers(
     world: World, service: Service, family: Family, address: IPAddress, port: int,
-    node: Node, sender: Pod | None, local: bool,
+    node: Node, sender: Pod | None, local: bool, hidden: bool = False,
 ) -> Iterator[Answerer]:  # fmt: skip
     """The pods at an endpoint's address (host pods may share one), or a host outside."""
     targets = {
@@ -388,7 +416,7 @@ def _answerers(
             if pod_name(p) in targets or not any(targets)
         ]
     for pod in pods:
-        clients = _clients(world, family, pod, node, sender, local)
+        clients = _clients(world, family, pod, node, sender, local, hidden)
         yield Answerer(pod_name(pod), pod.node_name, address, port, clients)
     if not pods:
         clients = world.node_addresses(node.name)
@@ -396,13 +424,15 @@ def _answerers(
 
 
 def _clients(
-    world: World, family: Family, pod: Pod, node: Node, sender: Pod | None, local: bool
-) -> frozenset[IPAddress]:
+    world: World, family: Family, pod: Pod, node: Node, sender: Pod | None, local: bool,
+    hidden: bool,
+) -> frozenset[IPAddress]:  # fmt: skip
     """The client addresses that a pod may see when asked through `node`.
 
-    No translation of the source between pods, but for a pod that reaches itself. VXLAN
-    carries pods' packets to pods only: to a host pod on another node they go as the node's.
-    Outside clients are kept under the Local policy, and before the node's own servers.
+    No translation of the source between pods, but for a pod that reaches itself, and one that
+    asks for what is open to outside under the Cluster policy (hidden). VXLAN carries pods'
+    packets to pods only: to a host pod on another node they go as the node's. Outside clients
+    are kept under the Local policy, and before the node's own servers.
     """
     own = world.node_addresses(node.name)
     if sender is None:
@@ -413,7 +443,9 @@ def _clients(
     address = address_of(sender, family)
     if address is None or address in pod.addresses:
         return own
-    if pod.host_network and pod.node_name != node.name and not world.native:
+    if pod.host_network and pod.node_name == node.name:
+        return frozenset({address})
+    if hidden or (pod.host_network and not world.native):
         return own
     return frozenset({address})
 

@@ -24,8 +24,21 @@ from dataplane.model.net import IPAddress
 DROP_REASONS = {
     Outcome.REFUSED: "DROP_NO_BACKEND",
     Outcome.DROPPED: "DROP_NO_LOCAL_BACKEND",
+    Outcome.SHUT_OUT: "DROP_SOURCE_RANGE",
 }
 """Names in enum drop under which a request that should not be answered is counted."""
+
+NOTES = {
+    Outcome.ANSWERED: "",
+    Outcome.REFUSED: "no usable endpoint: refused, as it should be",
+    Outcome.DROPPED: "the Local policy leaves no endpoint here: dropped, as it should be",
+    Outcome.SHUT_OUT: "in none of loadBalancerSourceRanges: dropped, as it should be",
+}
+_SHOULD = {
+    Outcome.REFUSED: "be refused: no endpoint",
+    Outcome.DROPPED: "be dropped: no local endpoint",
+    Outcome.SHUT_OUT: "be dropped: the sender is in none of loadBalancerSourceRanges",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +133,8 @@ def judge(row: Row, seen: Observed) -> Verdict:
         why += _answers(row, seen.replies, by, clients)
         why += _spread(row, by)
         why += _counted(row, seen)
-        note = ""
     else:
         why += _unanswered(row, seen)
-        note = {
-            Outcome.REFUSED: "no usable endpoint: refused, as it should be",
-            Outcome.DROPPED: "the Local policy leaves no endpoint here: dropped, as it should be",
-        }[row.outcome]
     if why:
         why += [
             f"{drop.node} dropped {drop.packets} packets at {drop.hook} meanwhile: {drop.words}"
@@ -135,7 +143,7 @@ def judge(row: Row, seen: Observed) -> Verdict:
     why += seen.broken
     answered = sum(reply.outcome == "ok" for reply in seen.replies)
     shown = tuple(text for text, _ in clients.most_common())
-    return Verdict(row, answered, by, shown, tuple(why), note)
+    return Verdict(row, answered, by, shown, tuple(why), NOTES[row.outcome])
 
 
 def _answers(
@@ -229,11 +237,7 @@ def _as_meant(row: Row, reply: Reply) -> bool:
 
 def _unanswered(row: Row, seen: Observed) -> list[str]:
     """Refused actively or dropped silently, and counted under the reason that says so."""
-    words = (
-        "be refused: no endpoint"
-        if row.outcome is Outcome.REFUSED
-        else "be dropped: no local endpoint"
-    )
+    words = _SHOULD[row.outcome]
     others = Counter(_failure(r) if r.outcome != "ok" else "were answered" for r in seen.replies
                      if not _as_meant(row, r))  # fmt: skip
     why = [

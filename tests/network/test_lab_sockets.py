@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -64,12 +65,32 @@ metadata: {name: none}
 spec:
   selector: {app: nothing}
   ports: [{port: 80}]
+---
 """
+
+RANGES = {
+    "outside": "172.31.0.10/32, ' fd00:172:31::/64 '",
+    "pods": "10.244.0.0/16, 'fd00:10:244::/48'",
+    "nodes": "172.30.0.0/16, 'fd00:172:30::/64'",
+}
+GUARDED = "---\n".join(
+    f"""\
+apiVersion: v1
+kind: Service
+metadata: {{name: for-{who}}}
+spec:
+  type: LoadBalancer
+  loadBalancerSourceRanges: [{ranges}]
+  selector: {{app: web}}
+  ports: [{{name: t, port: 80, targetPort: 8080}},{{name: u, port: 53, targetPort: 8053, protocol: UDP}}]
+"""
+    for who, ranges in RANGES.items()
+)
 
 
 @pytest.mark.parametrize("mode", ["vxlan", "native"])
 def test_nodes_and_host_pods_reach_services_of_every_type(mode: str) -> None:
-    with lab(EVERY_TYPE, "--nodes", "2", "--mode", mode, "--family", "dual") as one:
+    with lab(EVERY_TYPE + GUARDED, "--nodes", "2", "--mode", mode, "--family", "dual") as one:
         status, report = one.check()
     assert status == 0, failed(report)
     asked = {
@@ -87,6 +108,23 @@ def test_nodes_and_host_pods_reach_services_of_every_type(mode: str) -> None:
     why = Counter(row["why"].partition(":")[0] for row in report["services"] if row["why"])
     assert why["no usable endpoint"] == 2 * 2 * 3  # nodes, families, senders
     assert why["the Local policy leaves no endpoint here"] >= 2 * 2 * 3  # protocols, families
+    # Each of three balancers is asked by outside, two pods and two nodes, and serves one kind.
+    assert why["in none of loadBalancerSourceRanges"] == 2 * 2 * (3 * 5 - 5)
+    served = {
+        (row["name"], row["from"]["kind"])
+        for row in report["services"]
+        if row["name"].startswith("for-") and row["answered"] and row["to"] in balancers(report)
+    }
+    assert served == {("for-outside", "outside"), ("for-pods", "pod"), ("for-nodes", "node")}
+
+
+def balancers(report: dict[str, Any]) -> set[str]:
+    """The guarded addresses, as the lab gives them."""
+    return {
+        row["to"]
+        for row in report["services"]
+        if row["name"].startswith("for-") and row["to"].startswith(("198.51.100.", "[2001:db8:1b:"))
+    }
 
 
 def _by_sender(rows: Iterable[dict[str, object]]) -> dict[str, list[dict[str, object]]]:

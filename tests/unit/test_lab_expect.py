@@ -2,6 +2,8 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from dataplane.lab.expect import (
     Outcome,
     Row,
@@ -174,9 +176,56 @@ def test_a_node_asks_for_all_that_a_service_opens_and_the_external_policy_does_n
     ]
     assert {row.outcome for row in found} == {Outcome.ANSWERED}
     assert address("10.244.2.1") in found[-1].answerers[0].clients
-    guarded = replace(local, source_ranges=(ip_network("192.0.2.0/24"),))
-    asked = {str(row.address) for row in of(rows(world(guarded, WEB[0])), SourceKind.NODE)}
-    assert "198.51.100.1" not in asked
+
+
+def balanced(*ranges: str) -> Service:
+    return replace(
+        service(ServiceType.LOAD_BALANCER),
+        load_balancer_ips=(address("198.51.100.1"),),
+        external_ips=(address("198.51.100.2"),),
+        source_ranges=tuple(ip_network(one) for one in ranges),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranges", "served"),
+    [
+        ((), {"pod", "node", "outside"}),
+        (("10.244.0.0/16",), {"pod"}),
+        (("172.30.0.0/16", "192.0.2.0/24"), {"node"}),
+        (("172.31.0.10/32",), {"outside"}),
+        (("192.0.2.0/24",), set()),
+        (("fd00::/8",), {"pod", "node", "outside"}),
+    ],
+)
+def test_source_ranges_guard_a_balancers_address_from_everybody(
+    ranges: tuple[str, ...], served: set[str]
+) -> None:
+    found = rows(world(balanced(*ranges), *WEB))
+    at = [row for row in found if str(row.address) == "198.51.100.1"]
+    assert {row.source.kind.value for row in at} == {"pod", "node", "outside"}
+    for row in at:
+        allowed = row.source.kind.value in served
+        assert row.outcome is (Outcome.ANSWERED if allowed else Outcome.SHUT_OUT)
+        assert bool(row.answerers) == allowed
+    assert {row.outcome for row in found if row not in at} == {Outcome.ANSWERED}
+
+
+def test_without_endpoints_who_is_in_no_range_is_refused_like_all() -> None:
+    at = [row for row in rows(world(balanced("192.0.2.0/24"))) if row.outcome]
+    assert {row.outcome for row in at} == {Outcome.REFUSED}
+
+
+def test_a_pod_is_hidden_from_what_is_open_to_outside_unless_it_is_local() -> None:
+    for local in (False, True):
+        found = rows(world(replace(balanced(), external_local=local), *WEB))
+        doors = [row for row in of(found, SourceKind.POD) if row.address != address("10.96.0.1")]
+        assert {row.number for row in doors} == {80, 30080}
+        for row in doors:
+            own = {address(f"172.30.0.1{row.entry[-1]}"), address(f"10.244.{row.entry[-1]}.1")}
+            seen = {address(f"10.244.{row.entry[-1]}.9")} if local else own
+            assert {one.clients for one in row.answerers} == {frozenset(seen)}
+            assert len(row.answerers) == 2
 
 
 def test_a_host_pod_asks_for_the_cluster_ip_as_its_node_does() -> None:

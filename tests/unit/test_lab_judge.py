@@ -136,6 +136,22 @@ def test_a_service_without_endpoints_must_refuse_and_count_it() -> None:
     assert "refused, as it should be" in verdict.as_json()["why"]
 
 
+SHUT_OUT = replace(REFUSED, outcome=Outcome.SHUT_OUT)
+SILENCE = [Reply("timeout", "no answer")] * 2
+
+
+def test_who_is_in_no_source_range_must_hear_nothing_and_be_counted() -> None:
+    drop = Drops("node-1", "from_uplink", "DROP_SOURCE_RANGE", "not in the ranges", 2)
+    verdict = judge(SHUT_OUT, Observed(SILENCE, flows=0, drops=[drop]))
+    assert verdict.ok
+    assert "in none of loadBalancerSourceRanges" in verdict.as_json()["why"]
+    other = replace(drop, reason="DROP_NO_LOCAL_BACKEND")
+    assert not judge(SHUT_OUT, Observed(SILENCE, flows=0, drops=[other])).ok
+    answered = [reply(WEB[0])] * 2
+    why = judge(SHUT_OUT, Observed(answered, flows=2)).why
+    assert "2 of 2 requests were answered, and should be dropped" in why[0]
+
+
 def test_a_refusal_that_nobody_counted_is_not_ours() -> None:
     assert not judge(REFUSED, Observed(REFUSALS, flows=0)).ok
 
