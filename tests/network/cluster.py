@@ -126,6 +126,7 @@ class AgentNode:
         netns_path: str = "",
         args: str = "",
         version: str = "1.0.0",
+        runtime: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         env = {
             "CNI_COMMAND": command,
@@ -134,13 +135,19 @@ class AgentNode:
             "CNI_IFNAME": "eth0",
             "CNI_ARGS": args,
         }
-        config = {"cniVersion": version, "name": "podlane", "type": "podlane-cni"}
+        config: dict[str, Any] = {
+            "cniVersion": version, "name": "podlane", "type": "podlane-cni",
+        }  # fmt: skip
+        if runtime:
+            config["runtimeConfig"] = runtime
         print(f"cni {self.name}: {command} {container} {args}")
         answer = request(self.folder / "run/cni.sock", env, config)
         print(f"  {answer}")
         return answer
 
-    def add_pod(self, name: str, addresses: str = "") -> dict[str, Any]:
+    def add_pod(
+        self, name: str, addresses: str = "", runtime: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A namespace with a loopback, and ADD."""
         ns = f"{self.ns}-{name}"
         netns.create(Path("/run/netns") / ns)
@@ -149,7 +156,7 @@ class AgentNode:
         args = f"K8S_POD_NAMESPACE=test;K8S_POD_NAME={name}"
         if addresses:
             args += f";IP={addresses}"
-        return self.cni("ADD", f"c-{ns}", f"/run/netns/{ns}", args)
+        return self.cni("ADD", f"c-{ns}", f"/run/netns/{ns}", args, runtime=runtime)
 
     def delete_pod(self, name: str) -> dict[str, Any]:
         ns = self.pods.pop(name)

@@ -9,7 +9,7 @@ shift 2
 
 uname -r >"$results/kernel"
 # A node's agent would find these loaded by its first use; in the guest they are named once, here.
-for module in veth vxlan dummy sch_ingress cls_bpf sch_fq; do
+for module in veth vxlan dummy sch_ingress cls_bpf sch_fq sctp; do
 	modprobe "$module" || echo "guest: kernel $(uname -r) has no module $module" >&2
 done
 

@@ -1,0 +1,540 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kube-proxy's rules one by one over real sockets: who asks what, who answers, as whom it is seen.
+
+                    ┌─ eth0 ── node1 (zone east) ── pods a, b; server host
+outside ── bridge ──┤
+                    └─ eth0 ── node2 (zone west) ── pods c, d; masqueradeAll
+
+Each row has a Service of its own, all of them served from the beginning, so the rows only ask.
+Outside sends balancers' addresses to node1, and has the one of ipMode Proxy itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataplane.lab import inside, state
+from dataplane.model.net import Family
+from tests.network import life
+from tests.network.cluster import SIZES, AgentNode, Cluster, sh
+from tests.network.life import OUTSIDE, PORT, TARGET
+
+STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+KINDS = {"TCP": STREAM, "UDP": DGRAM}
+SILENCE = 0.4
+# Two servers both answer in so many requests, but once in 2^23 times.
+PICKS = 24
+PODS = {"a": (1, 11), "b": (1, 12), "c": (2, 11), "d": (2, 12)}
+NODES = {"host": 1}
+HOST_PORT = 8888
+
+
+@dataclass(frozen=True)
+class End:
+    """One endpoint of a Service's slices."""
+
+    at: str
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    zones: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    placed: bool = True
+
+    def address(self, family: Family) -> str:
+        if self.at in NODES:
+            return life.node_address(family, NODES[self.at])
+        return life.pod_address(family, *PODS[self.at])
+
+    def as_json(self, family: Family) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "addresses": [self.address(family)],
+            "conditions": {
+                "ready": self.ready, "serving": self.serving, "terminating": self.terminating,
+            },
+        }  # fmt: skip
+        hints = {"forZones": [{"name": zone} for zone in self.zones]} if self.zones else {}
+        hints |= {"forNodes": [{"name": node} for node in self.nodes]} if self.nodes else {}
+        if hints:
+            made["hints"] = hints
+        if self.placed:
+            number = NODES[self.at] if self.at in NODES else PODS[self.at][0]
+            made["nodeName"] = f"node{number}"
+        return made
+
+
+def draining(at: str) -> End:
+    return End(at, ready=False, terminating=True)
+
+
+def ended(at: str) -> End:
+    return End(at, ready=False, serving=False, terminating=True)
+
+
+@dataclass(frozen=True)
+class Service:
+    """spec: more of its spec. several: slices whose endpoints are put together."""
+
+    several: tuple[tuple[End, ...], ...]
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ip_mode: str = "VIP"
+
+
+def over(*ends: str | End, **spec: Any) -> Service:
+    made = tuple(End(end) if isinstance(end, str) else end for end in ends)
+    return Service((made,), spec)
+
+
+EXTERNAL_LOCAL = {"externalTrafficPolicy": "Local"}
+INTERNAL_LOCAL = {"internalTrafficPolicy": "Local"}
+
+
+def ranges(*inside_them: str) -> dict[str, list[str]]:
+    """loadBalancerSourceRanges of both families, the API's spaces around one."""
+    words = {
+        "outside": (f"{OUTSIDE[Family.V4]}/32 ", f"{OUTSIDE[Family.V6]}/128"),
+        "pods": ("10.244.0.0/16", "fd00:244::/32"),
+        "node1": ("192.0.2.1/32", "2001:db8::1/128"),
+        "nobody": ("198.51.100.0/24", "2001:db8:51::/64"),
+    }
+    return {"loadBalancerSourceRanges": [word for name in inside_them for word in words[name]]}
+
+
+SERVICES: dict[str, Service] = {
+    "plain": over("a", "c"),
+    "itself": over("a"),
+    "empty": over(),
+    "inside": over("a", "c", **INTERNAL_LOCAL),
+    "inside, away": over("c", **INTERNAL_LOCAL),
+    "outside": over("a", "c", **EXTERNAL_LOCAL),
+    "outside, away": over("c", **EXTERNAL_LOCAL),
+    "not placed": over(End("a", placed=False), **EXTERNAL_LOCAL),
+    "unready": over(End("a", ready=False, serving=False), "c"),
+    "published": over(End("a", serving=False)),
+    "draining": over(draining("a"), ended("c")),
+    "draining beside ready": over(draining("a"), "c"),
+    "draining here": over(draining("a"), ended("b"), "c", **EXTERNAL_LOCAL),
+    "serving only": over(End("a", ready=False)),
+    "zones": over(End("a", zones=("east",)), End("c", zones=("west",))),
+    "zones with a gap": over(End("a", zones=("east",)), "c"),
+    "nodes": over(
+        End("a", nodes=("node1",), zones=("west",)), End("c", nodes=("node2",), zones=("east",))
+    ),
+    "zones, outside": over(
+        End("a", zones=("west",)), End("c", zones=("east",)), **EXTERNAL_LOCAL
+    ),
+    "slices": Service(((End("a"), End("a", ready=False)), (End("a"), End("c")))),
+    "host": over("host"),
+    "for outside": over("a", "c", **ranges("outside", "node1")),
+    "for pods": over("a", "c", **ranges("pods")),
+    "for pods, local": over("c", **EXTERNAL_LOCAL, **ranges("pods")),
+    "for nobody": over("a", "c", **ranges("nobody")),
+    "for nobody, empty": over(**ranges("nobody")),
+    "for nobody, other family": over(
+        "a", "c", loadBalancerSourceRanges=[" 198.51.100.0/24 "]
+    ),
+    "proxied": Service(((End("a"),),), ip_mode="Proxy"),
+    "another's": Service(
+        ((End("a"),),), labels={"service.kubernetes.io/service-proxy-name": "other"}
+    ),
+}  # fmt: skip
+NUMBERS = {name: number for number, name in enumerate(SERVICES, 1)}
+
+
+def address(family: Family, door: str, name: str) -> tuple[str, int]:
+    """Where a Service is asked."""
+    number, v4 = NUMBERS[name], family is Family.V4
+    match door:
+        case "cluster IP":
+            return (f"10.96.1.{number}" if v4 else f"fd00:96::{100 + number}"), PORT
+        case "another port":
+            return (f"10.96.1.{number}" if v4 else f"fd00:96::{100 + number}"), PORT + 1
+        case "node port":
+            return life.node_address(family, 1), 30100 + number
+        case "balancer":
+            return (f"203.0.113.{number}" if v4 else f"2001:db8:203::{number}"), PORT
+        case "external":
+            return (f"203.0.113.{100 + number}" if v4 else f"2001:db8:203::{100 + number}"), PORT
+    raise ValueError(door)
+
+
+def objects() -> list[Mapping[str, Any]]:
+    """All Services and their slices."""
+    found: list[Mapping[str, Any]] = []
+    for name, one in SERVICES.items():
+        metadata = f"s{NUMBERS[name]}"
+        service, *pieces = life.service(
+            metadata, {family: [] for family in Family}, node_port=30100 + NUMBERS[name],
+            addresses={f: address(f, "cluster IP", name)[0] for f in Family},
+            type="LoadBalancer", externalIPs=[address(f, "external", name)[0] for f in Family],
+            **one.spec,
+        )  # fmt: skip
+        balancers = [address(f, "balancer", name)[0] for f in Family]
+        ingress = [{"ip": ip, "ipMode": one.ip_mode} for ip in balancers]
+        labels = {"labels": dict(one.labels)}
+        found.append(
+            {
+                **service,
+                "metadata": {**service["metadata"], **labels},
+                "status": {"loadBalancer": {"ingress": ingress}},
+            }
+        )
+        for family, piece in zip(Family, pieces, strict=True):
+            for number, ends in enumerate(one.several):
+                slice_name = f"{piece['metadata']['name']}-{number}"
+                found.append(
+                    {
+                        **piece,
+                        "metadata": {**piece["metadata"], "name": slice_name},
+                        "endpoints": [end.as_json(family) for end in ends],
+                    }
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """sender: a pod, "node1" or "outside". seen: as whom, "" if nobody is to answer."""
+
+    sender: str
+    door: str
+    service: str
+    pods: str = ""
+    seen: str = ""
+    drop: str = ""
+
+    @property
+    def entry(self) -> int:
+        """The node whose programs meet it first."""
+        return PODS[self.sender][0] if self.sender in PODS else 1
+
+
+def by(pods: str, sender: str, door: str, service: str, seen: str = "itself") -> Row:
+    return Row(sender, door, service, pods, seen)
+
+
+ROWS: dict[str, Row] = {
+    # ---- who is hidden behind an address of the node ----
+    "a ClusterIP keeps a pod's address": by("a c", "b", "cluster IP", "plain"),
+    "masqueradeAll hides a pod from a ClusterIP": by("a c", "d", "cluster IP", "plain", "node"),
+    "masqueradeAll adds nothing under Local": by("a c", "d", "balancer", "outside"),
+    "the Cluster policy hides who comes from outside": by(
+        "a c", "outside", "node port", "plain", "node"
+    ),
+    "the Cluster policy hides a pod, too": by("a c", "b", "balancer", "plain", "node"),
+    "at an external IP, too": by("a c", "b", "external", "plain", "node"),
+    "at a NodePort, too": by("a c", "b", "node port", "plain", "node"),
+    "a pod that reaches itself is hidden": by("a", "a", "cluster IP", "itself", "node"),
+    "a server of the node sees who asks from outside": by("host", "outside", "node port", "host"),
+    "a server of the node sees the pod that asks": by("host", "b", "balancer", "host"),
+    # ---- traffic policies ----
+    "internal Local stays on the node": by("a", "b", "cluster IP", "inside"),
+    "internal Local binds the node": by("a", "node1", "cluster IP", "inside", "node"),
+    "internal Local does not bind a NodePort": by(
+        "a c", "outside", "node port", "inside", "node"
+    ),
+    "internal Local with none here drops": Row(
+        "b", "cluster IP", "inside, away", drop="no_local_backend"
+    ),
+    "internal Local with none here drops the node's own": Row(
+        "node1", "cluster IP", "inside, away", drop="no_local_backend"
+    ),
+    "external Local stays on the node and keeps the client": by(
+        "a", "outside", "node port", "outside"
+    ),
+    "at a balancer's address, too": by("a", "outside", "balancer", "outside"),
+    "at an external IP under Local": by("a", "outside", "external", "outside"),
+    "external Local with none here drops": Row(
+        "outside", "node port", "outside, away", drop="no_local_backend"
+    ),
+    "external Local binds no pod": by("c", "b", "node port", "outside, away"),
+    "external Local binds no node": by("c", "node1", "balancer", "outside, away", "node"),
+    "external Local binds no ClusterIP": by("c", "b", "cluster IP", "outside, away"),
+    "an endpoint without a node is remote": Row(
+        "outside", "balancer", "not placed", drop="no_local_backend"
+    ),
+    # ---- states of endpoints ----
+    "what is unready is not chosen": by("c", "b", "cluster IP", "unready"),
+    "unready addresses that are published are": by("a", "b", "cluster IP", "published"),
+    "what serves while it ends is used if nothing is ready": by("a", "b", "cluster IP", "draining"),
+    "and is not if something is": by("c", "b", "cluster IP", "draining beside ready"),
+    "under Local, if nothing is ready here": by("a", "outside", "node port", "draining here"),
+    "what serves, but is neither ready nor ending, is never used": Row(
+        "b", "cluster IP", "serving only", drop="no_backend"
+    ),
+    "slices are put together": by("a c", "b", "cluster IP", "slices"),
+    # ---- topology ----
+    "zone hints keep to the zone": by("a", "b", "cluster IP", "zones"),
+    "in the other zone, too": by("c", "d", "cluster IP", "zones", "node"),
+    "a gap in the hints ends them": by("a c", "b", "cluster IP", "zones with a gap"),
+    "node hints come before zone hints": by("a", "b", "cluster IP", "nodes"),
+    "Local ignores hints": by("a", "outside", "node port", "zones, outside"),
+    # ---- nobody there ----
+    **{
+        f"{door} without endpoints refuses {sender}": Row(sender, door, "empty", drop="no_backend")
+        for sender, door in (
+            ("b", "cluster IP"), ("node1", "cluster IP"), ("outside", "node port"),
+            ("outside", "balancer"), ("b", "external"),
+        )
+    },
+    "an unknown port of a ClusterIP refuses": Row("b", "another port", "plain", drop="no_port"),
+    "the node's own, too": Row("node1", "another port", "plain", drop="no_port"),
+    # ---- source ranges ----
+    "a client in a source range is served": by(
+        "a c", "outside", "balancer", "for outside", "node"
+    ),
+    "a client in none is dropped": Row("outside", "balancer", "for pods", drop="source_range"),
+    "a pod in a range is served": by("a c", "b", "balancer", "for pods", "node"),
+    "a pod in none is dropped": Row("b", "balancer", "for outside", drop="source_range"),
+    "the node in a range is served": by("a c", "node1", "balancer", "for outside", "node"),
+    "the node in none is dropped": Row("node1", "balancer", "for pods", drop="source_range"),
+    "ranges come before the Local policy": Row(
+        "outside", "balancer", "for pods, local", drop="source_range"
+    ),
+    "a pod in a range takes the short cut": by("c", "b", "balancer", "for pods, local"),
+    "ranges guard no NodePort": by("a c", "outside", "node port", "for nobody", "node"),
+    "nor an external IP": by("a c", "outside", "external", "for nobody", "node"),
+    "nor a ClusterIP": by("a c", "b", "cluster IP", "for nobody"),
+    "without endpoints all are refused alike": Row(
+        "outside", "balancer", "for nobody, empty", drop="no_backend"
+    ),
+    # ---- not ours ----
+    "ipMode Proxy goes to the balancer itself": by("outside", "b", "balancer", "proxied", "uplink"),
+    "another proxy's Service is not served": Row(
+        "b", "cluster IP", "another's", drop="no_service"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    made = Cluster(2)
+    with ExitStack() as closing:
+        closing.callback(made.close)
+        for node, zone in zip(made.nodes, ("east", "west"), strict=True):
+            node.write_config(masqueradeAll=zone == "west", mapSizes=SIZES)
+        zones = {"node1": "east", "node2": "west"}
+        made.write({"nodes": [_in_zone(made._node(node), zones) for node in made.nodes]})
+        made.write({"services": objects()})
+        for network, via in (
+            ("203.0.113.0/24", life.node_address(Family.V4, 1)),
+            ("2001:db8:203::/64", life.node_address(Family.V6, 1)),
+        ):
+            sh(f"ip -n {made.outside} route add {network} via {via}")
+        for family in Family:
+            own = address(family, "balancer", "proxied")[0]
+            sh(f"ip -n {made.outside} addr add {own} dev lo")
+        made.start()
+        for name, (number, last) in PODS.items():
+            made.nodes[number - 1].add_pod(name, life.both(number, last))
+        places = {**{name: ns_of(made, name) for name in PODS}, "outside": made.outside}
+        places["host"] = made.nodes[0].ns
+        for name, ns in places.items():
+            port = PORT if name == "outside" else TARGET
+            closing.callback(_stop, ns)
+            sh(f"ip netns exec {ns} {inside.STAND_IN} serve {name} tcp:{port} udp:{port}")
+        yield made
+
+
+def _in_zone(node: Mapping[str, Any], zones: Mapping[str, str]) -> Mapping[str, Any]:
+    metadata = node["metadata"]
+    labels = {"topology.kubernetes.io/zone": zones[metadata["name"]]}
+    return {**node, "metadata": {**metadata, "labels": labels}}
+
+
+def _stop(ns: str) -> None:
+    for pid in state.processes(Path("/run/netns") / ns):
+        os.kill(pid, signal.SIGKILL)
+
+
+def ns_of(cluster: Cluster, sender: str) -> str:
+    """The namespace of who asks."""
+    if sender == "outside":
+        return cluster.outside
+    if sender == "node1":
+        return cluster.nodes[0].ns
+    return cluster.nodes[PODS[sender][0] - 1].pods[sender]
+
+
+def seen_as(row: Row, family: Family) -> set[str]:
+    """The client addresses that a server may see."""
+    router, uplink = life.pod_address(family, row.entry, 1), life.node_address(family, row.entry)
+    match row.seen:
+        case "node":
+            return {router, uplink}
+        case "uplink":
+            return {uplink}
+    if row.sender == "outside":
+        return {OUTSIDE[family]}
+    return {life.pod_address(family, *PODS[row.sender])}
+
+
+def ask(ns: str, family: Family, kind: str, to: tuple[str, int], seconds: float = 5) -> Any:
+    """One request by a connected socket: the answer, or the error that came."""
+    try:
+        with life.make(ns, family, KINDS[kind]) as client:
+            client.settimeout(seconds)
+            client.connect(to)
+            client.send(b"who\n")
+            return json.loads(client.recv(4096))
+    except OSError as error:
+        return error
+
+
+def dropped(node: AgentNode, before: Counter[str]) -> Counter[str]:
+    """Packets by reason since then, but for the groups that a pod's kernel joins by itself."""
+    found = life.drops(node) - before
+    del found["multicast"]
+    return found
+
+
+def answers_of(
+    ns: str, family: Family, kind: str, to: tuple[str, int], number: int
+) -> list[dict[str, Any]]:
+    """So many requests, each of which must be answered."""
+    found: list[dict[str, Any]] = []
+    for _ in range(number):
+        answer = ask(ns, family, kind, to)
+        assert isinstance(answer, dict), f"after {len(found)} answers: {answer}"
+        found.append(answer)
+    return found
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("name", list(ROWS))
+def test_the_rule_holds(cluster: Cluster, name: str, family: Family, kind: str) -> None:
+    row = ROWS[name]
+    ns, to = ns_of(cluster, row.sender), address(family, row.door, row.service)
+    node = cluster.nodes[row.entry - 1]
+    before = life.drops(node)
+    if row.pods:
+        pods = set(row.pods.split())
+        answers = answers_of(ns, family, kind, to, PICKS if len(pods) > 1 else 3)
+        assert {answer["pod"] for answer in answers} == pods
+        assert {answer["client"] for answer in answers} <= seen_as(row, family)
+        assert not dropped(node, before)
+        return
+    refused = row.drop in ("no_backend", "no_port")
+    answer = ask(ns, family, kind, to, 5 if refused else SILENCE)
+    if refused:
+        assert isinstance(answer, ConnectionRefusedError)
+    elif row.sender == "node1":  # at the system call nothing can be silent
+        assert isinstance(answer, PermissionError)
+    else:
+        assert isinstance(answer, TimeoutError)
+    assert dropped(node, before) == {row.drop: 1}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_pod_of_several_is_hidden_from_itself_alone(
+    cluster: Cluster, family: Family, kind: str
+) -> None:
+    to = address(family, "cluster IP", "plain")
+    answers = answers_of(ns_of(cluster, "a"), family, kind, to, PICKS)
+    seen = {(answer["pod"], answer["client"]) for answer in answers}
+    assert seen == {("a", life.pod_address(family, 1, 1)), ("c", life.pod_address(family, 1, 11))}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_family_without_a_source_range_is_open(cluster: Cluster, kind: str) -> None:
+    for family, opens in ((Family.V4, False), (Family.V6, True)):
+        to = address(family, "balancer", "for nobody, other family")
+        answer = ask(cluster.outside, family, kind, to, 5 if opens else SILENCE)
+        assert isinstance(answer, dict if opens else TimeoutError)
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_host_port_with_an_address_is_served_there_alone_and_keeps_the_client(
+    cluster: Cluster, family: Family
+) -> None:
+    node, own = cluster.nodes[0], life.node_address(family, 1)
+    port = {"hostPort": HOST_PORT, "containerPort": TARGET, "protocol": "tcp", "hostIP": own}
+    name = f"held{int(family)}"
+    number = 20 + int(family)
+    answer = node.add_pod(name, life.both(1, number), runtime={"portMappings": [port]})
+    assert "code" not in answer
+    ns = node.pods[name]
+    try:
+        sh(f"ip netns exec {ns} {inside.STAND_IN} serve {name} tcp:{TARGET}")
+        from_outside = ask(cluster.outside, family, "TCP", (own, HOST_PORT))
+        from_pod = ask(ns_of(cluster, "b"), family, "TCP", (own, HOST_PORT))
+        assert (from_outside["pod"], from_outside["client"]) == (name, OUTSIDE[family])
+        assert (from_pod["pod"], from_pod["client"]) == (name, life.pod_address(family, 1, 12))
+        other = Family.V6 if family is Family.V4 else Family.V4
+        elsewhere = (life.node_address(other, 1), HOST_PORT)
+        assert isinstance(ask(cluster.outside, other, "TCP", elsewhere), ConnectionRefusedError)
+    finally:
+        _stop(ns)
+        node.delete_pod(name)
+
+
+# ---- SCTP ----
+@pytest.mark.vm
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_an_association_reaches_its_service_by_translated_ports(family: Family) -> None:
+    """From a pod by the ClusterIP and from outside by a NodePort; both ways have checksums."""
+    try:
+        socket.socket(life.FAMILIES[family], STREAM, socket.IPPROTO_SCTP).close()
+    except OSError as error:
+        pytest.skip(f"the kernel has no SCTP: {error.strerror}")
+    made = Cluster(2)
+    with ExitStack() as closing:
+        closing.callback(made.close)
+        backends = {one: [life.pod_address(one, 2, 11)] for one in Family}
+        made.write({"web": life.service("web", backends, protocols=["SCTP"])})
+        made.start()
+        made.nodes[0].add_pod("b", life.both(1, 12))
+        made.nodes[1].add_pod("c", life.both(2, 11))
+        closing.callback(_serve_sctp(made.nodes[1].pods["c"], family))
+        router = life.pod_address(family, 1, 1)
+        for ns, to, client in (
+            (made.nodes[0].pods["b"], (life.CLUSTER_IP[family], PORT), life.pod_address(family, 1, 12)),
+            (made.outside, (life.node_address(family, 1), life.NODE_PORT), router),
+        ):  # fmt: skip
+            with life.make(ns, family, STREAM, socket.IPPROTO_SCTP) as asking:
+                asking.connect(to)
+                asking.sendall(b"who")
+                assert asking.recv(99).decode() == client
+
+
+def _serve_sctp(ns: str, family: Family) -> Callable[[], None]:
+    """A server that tells each client its address; what ends it."""
+    server = life.make(ns, family, STREAM, socket.IPPROTO_SCTP)
+    server.bind(("", TARGET))
+    server.listen(8)
+    server.settimeout(None)
+
+    def serve() -> None:
+        while True:
+            try:
+                accepted, client = server.accept()
+            except OSError:
+                return
+            with accepted:
+                if accepted.recv(99):
+                    accepted.sendall(client[0].encode())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+
+    def end() -> None:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(life.SLOW)
+
+    return end
