@@ -44,9 +44,10 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 	if (err) {
 		/* the host takes its own broken packets and stray fragments itself */
 		route_lookup(&p->tuple.dst, &path);
-		return path_kind(&path) == ROUTE_NODE || path_kind(&path) == ROUTE_STACK
-			       ? ACTION_PASS
-			       : err;
+		if (path_kind(&path) == ROUTE_NODE)
+			return ACTION_PASS;
+		/* what a router must not forward isn't for the networks behind it either */
+		return path_kind(&path) == ROUTE_STACK && err != -DROP_MARTIAN ? ACTION_PASS : err;
 	}
 	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port)
 		return ACTION_PASS;

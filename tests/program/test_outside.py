@@ -124,6 +124,10 @@ THE_REST: list[Row] = [
     ("an answer to the node's own ping", "echo-reply outside > here id=61000", PASSED, None),
     ("other nodes' encapsulated packets", "udp there:50000 > here:8472", PASSED, None),
     ("multicast", "udp outside:5353 > group:5353", PASSED, None),
+    ("a network behind the node", "tcp outside:40000 > lan:80", PASSED, None),
+    ("from loopback, for the node", "tcp loopback:40000 > here:22", PASSED, None),
+    ("from loopback, for behind it", "tcp loopback:40000 > lan:80", dropped("MARTIAN"), None),
+    ("from a group, for behind it", "tcp group:40000 > lan:80", dropped("MARTIAN"), None),
     (
         "a pod's own address, where the network leads there",
         "tcp outside:40000 > client:80",

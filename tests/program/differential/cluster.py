@@ -18,7 +18,7 @@ HERE = "one"
 ZONES = {"one": "east", "two": "east", "three": "west"}
 
 # ---- devices ----
-UPLINK, OVERLAY = 111, 113
+UPLINK, BRIDGE, OVERLAY = 111, 112, 113
 POD_DEVICES = (101, 102, 103, 104)
 POD_MAC, GATEWAY_MAC, SWITCH_MAC, OVERLAY_MAC = (
     bytes.fromhex(f"0200000000{last}") for last in ("65", "02", "fe", "01")
@@ -69,7 +69,10 @@ GHOST = both("10.244.1.99", "fd00:244:1::99")  # of this node's pod range, nobod
 NOWHERE = both("10.244.9.9", "fd00:244:9::9")  # of the cluster's range, no node has it
 UNASSIGNED = both("10.96.0.250", "fd00:96::250")
 GROUP = both("224.0.0.251", "ff02::fb")
-NULL = both("0.0.0.1", "::1")
+NULL = both("0.0.0.1", "::")
+LOOPBACK = both("127.0.0.1", "::1")
+LINK = both("169.254.7.7", "fe80::7")
+BEHIND = both("192.168.77.7", "2001:db8:77::7")  # the node's stack has a route to there
 GATEWAYS = GATEWAY
 
 CLUSTER_IPS = [both(f"10.96.0.{n}", f"fd00:96::{n}") for n in range(1, 13)]
@@ -80,6 +83,7 @@ EXTERNALS = [both(f"203.0.113.{n}", f"2001:db8:9::{n}") for n in (110, 111, 112)
 POD_CIDRS = ranges("10.244.1.0/24", "fd00:244:1::/64")
 CLUSTER_CIDRS = ranges("10.244.0.0/16", "fd00:244::/32")
 SERVICE_CIDRS = ranges("10.96.0.0/16", "fd00:96::/112")
+BEHIND_CIDRS = ranges("192.168.77.0/24", "2001:db8:77::/64")
 KEPT_CIDRS = ranges("198.18.0.0/15", "2001:db8:18::/48")
 SOURCE_RANGES = [
     *ranges("203.0.113.0/25", "2001:db8:9::/113"),

@@ -162,11 +162,13 @@ def settings_of(world: World) -> Settings:
         zone=world.zone,
         node_port_ranges=world.node_port_ranges,
         service_cidrs=world.service_cidrs,
+        localhost_node_ports=world.localhost_node_ports,
     )
 
 
 def route_facts(world: World) -> RouteFacts:
-    """What the routes depend on; the kernel has a default route by the uplink."""
+    """What the routes depend on; the kernel has a default route by the uplink, and one to a
+    network behind the node."""
     defaults = (ip_network("0.0.0.0/0"), ip_network("::/0"))
     return RouteFacts(
         node=world.node,
@@ -177,7 +179,10 @@ def route_facts(world: World) -> RouteFacts:
         service_cidrs=world.service_cidrs,
         non_masquerade_cidrs=world.non_masquerade_cidrs,
         uplinks=frozenset({cluster.UPLINK}),
-        kernel=tuple(KernelRoute(default, cluster.UPLINK) for default in defaults),
+        kernel=(
+            *(KernelRoute(default, cluster.UPLINK) for default in defaults),
+            *(KernelRoute(behind, cluster.BRIDGE) for behind in cluster.BEHIND_CIDRS),
+        ),
     )
 
 

@@ -13,6 +13,8 @@ from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.objects import Service, ServiceType
 from tests.program.differential import cluster
 
+_BEHIND = frozenset(cluster.BEHIND.values())
+
 Target = tuple[IPAddress, int, Protocol, Service | None]
 
 
@@ -25,7 +27,8 @@ def questions(world: World, rng: Random, number: int) -> list[FlowQuestion]:
         address, port, protocol, service = rng.choice(asked if rng.random() < 0.8 else beside)
         if address.version in world.families:
             source, entry = _sender(rng, Family(address.version), service)
-            if source is not None:
+            # what is behind the node is the stack's, which the model doesn't know for pods
+            if source is not None and (entry is Entry.OUTSIDE or address not in _BEHIND):
                 found[FlowQuestion(source, address, port, protocol, entry)] = None
     return list(found)
 
@@ -40,7 +43,8 @@ def _doors(world: World, service: Service, rng: Random) -> list[Target]:
         # load balancers are asked more, for they have the more rules
         found += [(a, port.port, port.protocol, service) for a in service.load_balancer_ips] * 2
         if port.node_port:
-            found += [(a, port.node_port, port.protocol, service) for a in own]
+            asked = [*own, *cluster.LOOPBACK.values()]
+            found += [(a, port.node_port, port.protocol, service) for a in asked]
         if host_port:
             found += [(a, port.port, port.protocol, service) for a in own]
         other = rng.choice(cluster.PROTOCOLS)
@@ -65,6 +69,8 @@ def _beside(world: World, rng: Random) -> list[Target]:
     put(cluster.NOWHERE, 80, 53)
     put(cluster.GROUP, 5353)
     put(cluster.NULL, 80)
+    put(cluster.LOOPBACK, 80)
+    put(cluster.BEHIND, 80)
     put(cluster.GATEWAYS, 80)
     low, high = world.masquerade_ports
     put(cluster.OWN, 22, 30001, 50000, low - 1, low, high, high + 1)
@@ -88,7 +94,8 @@ def _sender(rng: Random, family: Family, service: Service | None) -> tuple[IPAdd
         own = [a for a in service.load_balancer_ips if a.version == family]
         return (rng.choice(own) if own else None), Entry.OUTSIDE
     if dice < 0.04:
-        strange = rng.choice([cluster.NULL, cluster.PODS[0], cluster.GROUP])
+        nobody = cluster.NULL, cluster.LOOPBACK, cluster.LINK
+        strange = rng.choice([*nobody, cluster.PODS[0], cluster.GROUP])
         return strange[family], Entry.OUTSIDE
     if dice < 0.1:
         return cluster.FOREIGN_POD[family], Entry.OUTSIDE

@@ -92,6 +92,7 @@ class Maker:
             cluster_cidrs=cluster.CLUSTER_CIDRS,
             service_cidrs=cluster.SERVICE_CIDRS,
             node_port_ranges=rng.choice(cluster.NODE_PORT_RANGES),
+            localhost_node_ports=rng.random() < 0.5,
             masquerade_all=rng.random() < 0.3,
             non_masquerade_cidrs=cluster.KEPT_CIDRS,
             vxlan=rng.random() < 0.6,
