@@ -6,7 +6,7 @@ outside ── bridge ──┤
                     └─ eth0 ── node2 (zone west) ── pods c, d; masqueradeAll
 
 Each row has a Service of its own, all of them served from the beginning, so the rows only ask.
-Outside sends balancers' addresses to node1, and has the one of ipMode Proxy itself.
+Outside sends balancers' addresses and ClusterIPs to node1, and has the balancer of ipMode Proxy.
 """
 
 from __future__ import annotations
@@ -85,12 +85,16 @@ def ended(at: str) -> End:
 
 @dataclass(frozen=True)
 class Service:
-    """spec: more of its spec. several: slices whose endpoints are put together."""
+    """several: slices whose endpoints are put together. spec: more of its spec.
+
+    labels: of the Service. ip_mode: of its balancer's addresses. protocols: of each slice's ports.
+    """
 
     several: tuple[tuple[End, ...], ...]
     spec: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     ip_mode: str = "VIP"
+    protocols: tuple[str, ...] = ()
 
 
 def over(*ends: str | End, **spec: Any) -> Service:
@@ -150,6 +154,9 @@ SERVICES: dict[str, Service] = {
     "another's": Service(
         ((End("a"),),), labels={"service.kubernetes.io/service-proxy-name": "other"}
     ),
+    "headless": Service(((End("a"),),), labels={"service.kubernetes.io/headless": ""}),
+    "draining away": over(draining("c"), **EXTERNAL_LOCAL),
+    "by protocol": Service(((End("a"),), (End("c"),)), protocols=("TCP", "UDP")),
 }  # fmt: skip
 NUMBERS = {name: number for number, name in enumerate(SERVICES, 1)}
 
@@ -195,10 +202,12 @@ def objects() -> list[Mapping[str, Any]]:
         for family, piece in zip(Family, pieces, strict=True):
             for number, ends in enumerate(one.several):
                 slice_name = f"{piece['metadata']['name']}-{number}"
+                only = one.protocols[number] if one.protocols else ""
                 found.append(
                     {
                         **piece,
                         "metadata": {**piece["metadata"], "name": slice_name},
+                        "ports": [p for p in piece["ports"] if only in ("", p["protocol"])],
                         "endpoints": [end.as_json(family) for end in ends],
                     }
                 )
@@ -237,12 +246,18 @@ ROWS: dict[str, Row] = {
     "the Cluster policy hides a pod, too": by("a c", "b", "balancer", "plain", "node"),
     "at an external IP, too": by("a c", "b", "external", "plain", "node"),
     "at a NodePort, too": by("a c", "b", "node port", "plain", "node"),
+    "a ClusterIP hides who comes from outside": by(
+        "a c", "outside", "cluster IP", "plain", "node"
+    ),
     "a pod that reaches itself is hidden": by("a", "a", "cluster IP", "itself", "node"),
     "a server of the node sees who asks from outside": by("host", "outside", "node port", "host"),
     "a server of the node sees the pod that asks": by("host", "b", "balancer", "host"),
     # ---- traffic policies ----
     "internal Local stays on the node": by("a", "b", "cluster IP", "inside"),
     "internal Local binds the node": by("a", "node1", "cluster IP", "inside", "node"),
+    "internal Local binds who comes from outside": by(
+        "a", "outside", "cluster IP", "inside", "node"
+    ),
     "internal Local does not bind a NodePort": by(
         "a c", "outside", "node port", "inside", "node"
     ),
@@ -259,6 +274,9 @@ ROWS: dict[str, Row] = {
     "at an external IP under Local": by("a", "outside", "external", "outside"),
     "external Local with none here drops": Row(
         "outside", "node port", "outside, away", drop="no_local_backend"
+    ),
+    "what drains elsewhere is something, so Local drops": Row(
+        "outside", "balancer", "draining away", drop="no_local_backend"
     ),
     "external Local binds no pod": by("c", "b", "node port", "outside, away"),
     "external Local binds no node": by("c", "node1", "balancer", "outside, away", "node"),
@@ -316,6 +334,7 @@ ROWS: dict[str, Row] = {
     "another proxy's Service is not served": Row(
         "b", "cluster IP", "another's", drop="no_service"
     ),
+    "nor one labelled headless": Row("b", "cluster IP", "headless", drop="no_service"),
 }  # fmt: skip
 
 
@@ -331,7 +350,9 @@ def cluster() -> Iterator[Cluster]:
         made.write({"services": objects()})
         for network, via in (
             ("203.0.113.0/24", life.node_address(Family.V4, 1)),
+            ("10.96.0.0/16", life.node_address(Family.V4, 1)),
             ("2001:db8:203::/64", life.node_address(Family.V6, 1)),
+            ("fd00:96::/112", life.node_address(Family.V6, 1)),
         ):
             sh(f"ip -n {made.outside} route add {network} via {via}")
         for family in Family:
@@ -448,6 +469,16 @@ def test_a_pod_of_several_is_hidden_from_itself_alone(
     answers = answers_of(ns_of(cluster, "a"), family, kind, to, PICKS)
     seen = {(answer["pod"], answer["client"]) for answer in answers}
     assert seen == {("a", life.pod_address(family, 1, 1)), ("c", life.pod_address(family, 1, 11))}
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_one_port_of_two_protocols_has_two_sets_of_endpoints(
+    cluster: Cluster, family: Family
+) -> None:
+    to = address(family, "cluster IP", "by protocol")
+    for kind, pod in (("TCP", "a"), ("UDP", "c")):
+        answers = answers_of(ns_of(cluster, "b"), family, kind, to, 6)
+        assert {answer["pod"] for answer in answers} == {pod}
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -27,7 +27,8 @@ def hiding_of(
 ) -> Hiding:
     """Towards which of its backends a flow is hidden behind an address of this node."""
     if asks_to_hide(world, flow, frontend):
-        # The node's own stack needs no help to answer: its replies pass us on their way out.
+        # kube-proxy marks them too, but masquerades in POSTROUTING, where what is for the node
+        # itself never comes (docs/decisions/0010).
         hidden = frozenset(b for b in backends if b[0] not in places_of(world).own)
         if goes_direct(world, flow, frontend):
             # The nodes that have the pods answer themselves; what is no pod has no such node.
@@ -65,7 +66,7 @@ def goes_direct(world: World, flow: FlowQuestion, frontend: Frontend) -> bool:
 
 def takes_short_cut_by_uplink(world: World, flow: FlowQuestion) -> bool:
     """A pod of another node that comes by the uplink, as pods do in native mode, is no outside
-    sender (docs/decisions/0009)."""
+    sender (docs/decisions/0010)."""
     comes = flow.entry is Entry.OUTSIDE and not world.vxlan
     return comes and where_is(world, flow.source) is Where.OTHER_PODS
 
