@@ -28,10 +28,10 @@ VXLAN_PORT = 4789
 
 
 class Net:
-    """Namespaces under one random prefix; links go with their namespaces."""
+    """Namespaces under one prefix, random if none is given; links go with their namespaces."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.prefix = f"plbench-{secrets.token_hex(3)}"
+    def __init__(self, stack: ExitStack, prefix: str = "") -> None:
+        self.prefix = prefix or f"plbench-{secrets.token_hex(3)}"
         self._stack = stack
 
     def path(self, name: str) -> Path:

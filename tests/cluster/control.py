@@ -20,8 +20,9 @@ class Control:
     def __init__(self, places: Places, hosts: Hosts, programs: Path) -> None:
         self.places, self.hosts, self.programs = places, hosts, programs
         self.pki_folder = places.folder / "pki"
+        self.api_server: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, controllers: bool = True) -> None:
         """Bring it up; returns when the API server is ready."""
         host, places = self.places.control, self.places
         pki = Pki(self.pki_folder)
@@ -45,8 +46,14 @@ class Control:
             " --advertise-client-urls http://127.0.0.1:2379"
             " --listen-peer-urls http://127.0.0.1:2380",
         )
-        at = self.pki_folder
-        self._daemon(
+        self.start_api_server()
+        if controllers:
+            self._start_controllers()
+
+    def start_api_server(self) -> None:
+        """Bring the API server up, for the first time or once more; returns when it is ready."""
+        at, host = self.pki_folder, self.places.control
+        process = self._daemon(
             "kube-apiserver",
             "--etcd-servers http://127.0.0.1:2379 --allow-privileged=true"
             f" --advertise-address {host.ipv4} --secure-port {PORT}"
@@ -69,6 +76,10 @@ class Control:
             f" --proxy-client-key-file {at}/front-proxy.key",
         )
         wait_for(self._ready, 120, f"API server\n{self.hosts.log('kube-apiserver')}")
+        self.api_server = process
+
+    def _start_controllers(self) -> None:
+        at = self.pki_folder
         self._daemon(
             "kube-controller-manager",
             f"--kubeconfig {at}/kube-controller-manager.kubeconfig --leader-elect=false"
@@ -83,8 +94,10 @@ class Control:
             f"--kubeconfig {at}/kube-scheduler.kubeconfig --leader-elect=false",
         )
 
-    def _daemon(self, name: str, words: str) -> None:
-        self.hosts.start(self.places.control, f"{self.programs}/kubernetes {name} {words}", name)
+    def _daemon(self, name: str, words: str) -> subprocess.Popen[bytes]:
+        return self.hosts.start(
+            self.places.control, f"{self.programs}/kubernetes {name} {words}", name
+        )
 
     def _ready(self) -> bool:
         return "ok" in self.kubectl("get --raw /readyz", check=False)
