@@ -15,10 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cni, connections, control_plane, labs, paths, report, start
+from bench import cni, connections, control_plane, from_api, labs, paths, report, start
 from bench.measure import Result
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 
+# Need Go, and minutes to fill an API server: measured only if they are asked for.
+LONG = ("from-api", "from-api-large")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
@@ -34,6 +36,8 @@ def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
         "compile": start.compiling,
         "load": start.loading,
         "control-plane": control_plane.control_plane,
+        "from-api": from_api.from_api,
+        "from-api-large": from_api.from_api_large,
         "cni": cni.cni,
         "lab-up": lambda: labs.lab_up(manifest),
     }
@@ -68,7 +72,7 @@ def main() -> int:
         return error.exit_status
     results: list[Result] = []
     status = 0
-    for name in [args.only] if args.only else known:
+    for name in [args.only] if args.only else [n for n in known if n not in LONG]:
         begin = time.monotonic()
         words.print(f"{name} …")
         try:
