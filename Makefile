@@ -88,6 +88,7 @@ cluster-up: $(if $(filter podlane,$(NETWORK)),image) cluster-setup ## a real Kub
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network '$(NETWORK)' --mode '$(MODE)' $(if $(KUBECONFIG_OUT),--kubeconfig-out '$(KUBECONFIG_OUT)')
 
 test-cluster: image cluster-setup ## podlane on that Kubernetes: installed by its image, every [sig-network] conformance test
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster.faults
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --mode '$(MODE)'
 
 conformance: test-cluster ## the same, then docs/conformance.md: [PEER=1 runs kube-proxy with bridge, too]
