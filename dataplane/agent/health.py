@@ -3,7 +3,8 @@
 
 What is answered is made of what the agent knows at that moment (core.health says how), so
 nothing has to be told to a server when endpoints change. A port that is taken is named as a
-problem, with its process, and tried again. Must not decide what is healthy.
+problem, with its process, and tried again. Clients may be anybody who reaches the node: they
+share a bounded number of connections (agent.crowd). Must not decide what is healthy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from dataplane.agent.crowd import MOST_CONNECTIONS, PATIENCE_SECONDS, Crowd
 from dataplane.core.desired import Desired
 from dataplane.core.health import (
     Answer,
@@ -113,6 +115,7 @@ class _Open:
 
     owner: _Owner
     runner: web.AppRunner
+    server: asyncio.Server
 
 
 class HealthServers:
@@ -122,10 +125,19 @@ class HealthServers:
         vitals: where answers come from.
         node_address: address and port of /healthz and /livez; an unspecified address is
             every one of the node's families.
+        most: connections at one time, of all ports together.
+        patience: seconds that a connection may be without an answer.
     """
 
-    def __init__(self, vitals: Vitals, node_address: tuple[IPAddress, int]) -> None:
+    def __init__(
+        self,
+        vitals: Vitals,
+        node_address: tuple[IPAddress, int],
+        most: int = MOST_CONNECTIONS,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         self._vitals = vitals
+        self._crowd = Crowd(most, patience)
         self._node_address = node_address
         self._open: dict[Listener, _Open] = {}
         self._failed: list[Problem] = []
@@ -145,7 +157,7 @@ class HealthServers:
         self._served, self._settings = served, settings
         wanted = self._wanted()
         for listener in [one for one in self._open if wanted.get(one) != self._open[one].owner]:
-            await self._close(listener)
+            self._close(listener)
         self._failed = []
         for listener, owner in wanted.items():
             if listener not in self._open:
@@ -163,7 +175,7 @@ class HealthServers:
     async def close(self) -> None:
         """Answer no more."""
         for listener in list(self._open):
-            await self._close(listener)
+            self._close(listener)
         await asyncio.gather(*self._ending)
 
     # -- who answers where ---------------------------------------------------------
@@ -207,17 +219,19 @@ class HealthServers:
                 why = f"is taken by {ports.listener(listener.port)}"
             self._failed.append(owner.problem(f"{_place(listener)} {why}"))
             return
-        runner = _runner(self._answering(listener, owner))
+        runner = _runner(self._answering(listener, owner), self._crowd)
         await runner.setup()
-        await web.SockSite(runner, bound).start()
-        self._open[listener] = _Open(owner, runner)
+        assert runner.server is not None
+        server = await asyncio.get_running_loop().create_server(
+            self._crowd.guarding(runner.server), sock=bound, backlog=_BACKLOG
+        )
+        self._open[listener] = _Open(owner, runner, server)
 
-    async def _close(self, listener: Listener) -> None:
+    def _close(self, listener: Listener) -> None:
         """The port is free at once; who is still being answered must not hold up the datapath."""
-        runner = self._open.pop(listener).runner
-        for site in list(runner.sites):
-            await site.stop()
-        ending = asyncio.create_task(runner.cleanup())
+        opened = self._open.pop(listener)
+        opened.server.close()
+        ending = asyncio.create_task(opened.runner.cleanup())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
@@ -246,10 +260,12 @@ def _bind(listener: Listener) -> socket.socket:
     return made
 
 
-def _runner(answering: Callable[[str], Answer | None]) -> web.AppRunner:
+def _runner(answering: Callable[[str], Answer | None], crowd: Crowd) -> web.AppRunner:
     """An HTTP server that gives one answer to every method; it says nothing of itself."""
 
     async def handle(request: web.Request) -> web.Response:
+        if request.transport is not None:
+            crowd.answered(request.transport)
         answer = answering(request.path)
         if answer is None:
             # As Go's net/http, which kube-proxy answers with.

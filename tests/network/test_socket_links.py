@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -162,6 +163,27 @@ def test_a_program_that_lets_no_other_in_is_named(
     ):
         sockets.attach(WANTED, load_all(closing), cgroup, root)
     assert there(cgroup) == [number]
+
+
+def test_a_cgroup2_that_is_mounted_elsewhere_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path, closing: ExitStack
+) -> None:
+    elsewhere = tmp_path / "some where"
+    elsewhere.mkdir()
+    subprocess.run(["mount", "-t", "cgroup2", "cgroup2", elsewhere], check=True)
+    closing.callback(lambda: subprocess.run(["umount", elsewhere], check=True))
+    # as if the usual place had none, like a machine on which version 1 is there
+    lines = Path("/proc/self/mounts").read_text().splitlines(keepends=True)
+    mounts = tmp_path / "mounts"
+    mounts.write_text("".join(line for line in lines if str(tmp_path) in line))
+    monkeypatch.setattr(sockets, "_MOUNTS", mounts)
+    assert sockets.find_cgroup(None) == elsewhere
+    made = elsewhere / f"podlane-test-{secrets.token_hex(4)}"
+    made.mkdir()
+    closing.callback(made.rmdir)
+    closing.callback(sockets.detach, root.parent)
+    sockets.attach(WANTED, load_all(closing), made, root)
+    assert len(there(made)) == 1
 
 
 def test_without_cgroup2_it_is_said_so(

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from dataplane.agent.health import Vitals
+from dataplane.agent.health import HealthServers, Vitals
 from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.kernel import ports
 from dataplane.model.errors import TableFull
@@ -107,6 +109,92 @@ class TestHealthChecked:
         desired.apply(Batch((SERVICE,)))
         desired.apply(Batch((), (SERVICE.key,)))
         assert not desired.health_checked()
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Opens = Callable[[], Awaitable[Connection]]
+ASKED = b"GET /livez HTTP/1.1\r\nHost: node\r\n\r\n"
+
+
+class TestConnections:
+    """Clients of the node's own port."""
+
+    @staticmethod
+    def serve(
+        vitals: Vitals, clients: Callable[[Opens], Awaitable[None]], most: int, patience: float
+    ) -> None:
+        async def run() -> None:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                address = free.getsockname()
+            servers = HealthServers(vitals, (ip_address(address[0]), address[1]), most, patience)
+            await servers.settle()
+            try:
+                async with asyncio.timeout(20):
+                    await clients(lambda: asyncio.open_connection(*address))
+            finally:
+                await servers.close()
+
+        vitals.written(True, ())
+        asyncio.run(run())
+
+    @staticmethod
+    async def status(connection: Connection) -> bytes:
+        reader, writer = connection
+        writer.write(ASKED)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-Length"))
+        await reader.readexactly(int(length.split()[1]))
+        return head.split()[1]
+
+    def test_clients_that_say_nothing_keep_nobody_out(self, vitals: Vitals) -> None:
+        async def clients(opens: Opens) -> None:
+            silent = [await opens() for _ in range(40)]
+            asking = await opens()
+            assert await self.status(asking) == b"200"
+            for reader, _ in silent[:33]:
+                assert await reader.read() == b""
+            assert not any(reader.at_eof() for reader, _ in silent[33:])
+            for _, writer in (*silent, asking):
+                writer.close()
+
+        self.serve(vitals, clients, most=8, patience=60)
+
+    def test_who_asks_stays_and_who_is_silent_longest_goes(self, vitals: Vitals) -> None:
+        async def clients(opens: Opens) -> None:
+            asking, silent = await opens(), await opens()
+            assert await self.status(asking) == b"200"
+            newcomer = await opens()
+            assert await silent[0].read() == b""
+            assert await self.status(asking) == b"200"
+            for _, writer in (asking, silent, newcomer):
+                writer.close()
+
+        self.serve(vitals, clients, most=2, patience=60)
+
+    @pytest.mark.parametrize("said", [b"", b"GET /livez HT", ASKED], ids=["none", "part", "all"])
+    def test_a_client_that_asks_no_more_is_let_go(self, vitals: Vitals, said: bytes) -> None:
+        async def clients(opens: Opens) -> None:
+            reader, writer = await opens()
+            writer.write(said)
+            answer = await reader.read()  # up to the end of the connection
+            assert answer.startswith(b"HTTP/1.1 200" if said == ASKED else b"")
+            writer.close()
+
+        self.serve(vitals, clients, most=8, patience=0.2)
+
+    def test_a_port_that_is_taken_is_named_with_its_process(self, vitals: Vitals) -> None:
+        async def run() -> tuple[str, ...]:
+            with socket.create_server(("127.0.0.1", 0)) as held:
+                address, port = held.getsockname()
+                servers = HealthServers(vitals, (ip_address(address), port))
+                await servers.settle()
+                await servers.close()
+                return tuple(map(str, servers.problems()))
+
+        taken = [one for one in asyncio.run(run()) if "healthzAddress" in one]
+        assert len(taken) == 1
+        assert "is taken by " in taken[0]
+        assert f"(pid {os.getpid()})" in taken[0]
 
 
 class TestPorts:
