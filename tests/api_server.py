@@ -83,8 +83,9 @@ class ApiServer:
     def url(self) -> str:
         return f"http{'s' if self._tls else ''}://{self._address}:{self._port}"
 
-    def start(self) -> None:
-        """Serve, on the port as before if it was stopped."""
+    def start(self, tls: ssl.SSLContext | None = None) -> None:
+        """Serve, on the port as before if it was stopped; with other certificates if they are given."""
+        self._tls = tls or self._tls
         handler = type("Handler", (_Handler,), {"api": self})
         http = ThreadingHTTPServer((self._address, self._port), handler, bind_and_activate=False)
         http.daemon_threads = True

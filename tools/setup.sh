@@ -22,6 +22,8 @@ PACKAGES=(
 	iptables nftables
 	# the tests only: the address store in other eyes than podlane's
 	sqlite3
+	# the tests only: certificates
+	openssl
 	# pip and apt over TLS
 	ca-certificates
 )

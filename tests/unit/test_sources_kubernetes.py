@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import shutil
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from dataplane.sources.kubernetes import Access, watch
 from dataplane.sources.kubernetes.follower import Patience
 from tests import api_server
 from tests.api_server import ApiServer, endpoints, node, pod, service, service_cidr
+from tests.cluster.pki import Pki
 
 QUICK = Patience(first=0.05, longest=0.2, unknown=0.2, page=3)
 KINDS = tuple(api_server.PATHS)
@@ -357,6 +361,37 @@ def test_a_server_that_is_gone_costs_nothing_and_differences_follow_when_it_is_b
     follow(api, story)
 
 
+def test_a_server_that_is_slow_is_waited_for_and_no_fault(api: ApiServer) -> None:
+    api.put(*(service(f"s{n}", f"10.96.1.{n}") for n in range(5)))
+    for kind in KINDS:
+        api.fault(kind, "list", api_server.delay(0.2), times=2)
+        api.fault(kind, "watch", api_server.delay(0.2))
+
+    async def story(mirror: Mirror) -> None:
+        await mirror.started(api)
+        api.put(service("late", "10.96.0.11"))
+        await mirror.until(lambda: "late" in mirror.names())
+        assert mirror.said == []
+        assert len(asked(api, "Service", watch=False)) == 2
+
+    follow(api, story)
+
+
+def test_a_kind_that_fails_holds_up_no_other(api: ApiServer) -> None:
+    async def story(mirror: Mirror) -> None:
+        await mirror.started(api)
+        api.fault("Node", "watch", api_server.refuse(500, "etcd is away"), times=1000)
+        api.break_watches()
+        await mirror.until(lambda: mirror.problems)
+        await until(lambda: len(api.watching) == len(KINDS) - 1)
+        api.put(service("meanwhile", "10.96.0.11"))
+        await mirror.until(lambda: "meanwhile" in mirror.names())
+        await mirror.until(lambda: len(mirror.problems) == 1)
+        assert "watch nodes: the server failed (500: etcd is away)" in mirror.problems[0]
+
+    follow(api, story)
+
+
 def test_retry_after_is_heeded(api: ApiServer) -> None:
     api.fault("Node", "list", api_server.refuse(429, Retry_After="1"))
 
@@ -416,6 +451,84 @@ def test_a_token_that_rotates_is_read_again(api: ApiServer, tmp_path: Path) -> N
         await mirror.until(lambda: "after" in mirror.names())
 
     follow(api, story, access)
+
+
+def tls(pki: Pki, clients: bool = False) -> ssl.SSLContext:
+    """A server's side; with `clients` only those with a certificate of this CA are let in."""
+    pki.certificate("server", "server", sans=("127.0.0.1",))
+    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(pki.folder / "ca.crt"))
+    made.load_cert_chain(pki.folder / "server.crt", pki.folder / "server.key")
+    made.verify_mode = ssl.CERT_REQUIRED if clients else ssl.CERT_NONE
+    return made
+
+
+def over_tls(
+    before: ssl.SSLContext, after: ssl.SSLContext, access_to: Callable[[str], Access],
+    words: str, replace: Callable[[str], object],
+) -> None:  # fmt: skip
+    """The server comes back with other certificates, which is named; then ours are replaced too."""
+    api = ApiServer(tls=before)
+    api.put(service("web"), node("node1"))
+
+    async def story(mirror: Mirror) -> None:
+        await mirror.started(api)
+        api.stop()
+        api.start(after)
+        await mirror.until(lambda: any(words in said for said in mirror.said))
+        assert mirror.names() == {"web", "node1"}
+        replace(api.url)
+        await mirror.until(lambda: mirror.problems == [])
+        api.put(service("after", "10.96.0.15"))
+        await mirror.until(lambda: "after" in mirror.names())
+
+    try:
+        follow(api, story, access_to(api.url))
+    finally:
+        api.stop()
+
+
+def test_a_ca_that_is_replaced_is_read_again(tmp_path: Path) -> None:
+    old, new = Pki(tmp_path / "old"), Pki(tmp_path / "new")
+    account(tmp_path, "token")
+
+    def ca(pki: Pki) -> None:
+        shutil.copyfile(pki.folder / "ca.crt", tmp_path / "ca.crt")
+
+    ca(old)
+    over_tls(
+        tls(old), tls(new), lambda url: Access.by_address(url, tmp_path),
+        "the server's certificate is not trusted", lambda _: ca(new),
+    )  # fmt: skip
+
+
+def test_a_client_certificate_that_is_no_longer_good_is_named_and_read_again(
+    tmp_path: Path,
+) -> None:
+    old, new = Pki(tmp_path / "old"), Pki(tmp_path / "new")
+    path = tmp_path / "kubeconfig"
+
+    def write(url: str, pki: Pki) -> Path:
+        pki.certificate("us", "us")
+        path.write_text(pki.kubeconfig("us", url).read_text())
+        return path
+
+    def renewed(url: str) -> None:
+        # The server's CA is the old one still; ours is signed by the new one.
+        write(url, new)
+        text = json.loads(path.read_text())
+        text["clusters"][0]["cluster"]["certificate-authority-data"] = base64.b64encode(
+            (old.folder / "ca.crt").read_bytes()
+        ).decode()
+        path.write_text(json.dumps(text))
+
+    server = tls(old, clients=True)
+    strict = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(new.folder / "ca.crt"))
+    strict.load_cert_chain(old.folder / "server.crt", old.folder / "server.key")
+    strict.verify_mode = ssl.CERT_REQUIRED
+    over_tls(
+        server, strict, lambda url: Access.by_kubeconfig(write(url, old)),
+        "no TLS with the server", renewed,
+    )  # fmt: skip
 
 
 def kubeconfig(path: Path, server: str, token: str) -> Path:

@@ -23,7 +23,7 @@ class Failure(Exception):
     Args:
         why: the reason, the same words each time, so that it is told once.
         after: seconds that the server asked to be left alone for.
-        credentials: whether others could help; they may have been renewed meanwhile.
+        credentials: whether others could help, or another CA; they may have been renewed meanwhile.
         unknown: whether the server has no such kind.
     """
 
@@ -85,9 +85,15 @@ def broken(error: Exception) -> Failure:
     for one in _causes(error):
         match one:
             case ssl.SSLCertVerificationError():
-                return Failure(f"the server's certificate is not trusted: {one.verify_message}")
+                return Failure(
+                    f"the server's certificate is not trusted: {one.verify_message}",
+                    credentials=True,
+                )
             case ssl.SSLError():
-                return Failure(f"no TLS with the server: {one.reason or 'it was broken off'}")
+                return Failure(
+                    f"no TLS with the server: {one.reason or 'it was broken off'}",
+                    credentials=True,
+                )
             case socket.gaierror():
                 return Failure(f"its name is not known: {one.strerror}")
             case exceptions.ConnectTimeoutError():
