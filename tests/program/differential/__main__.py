@@ -14,6 +14,7 @@ import argparse
 import os
 import secrets
 import sys
+import time
 from pathlib import Path
 
 from tests.program.differential.labels import seldom
@@ -27,7 +28,9 @@ def main() -> int:
     chains = chains_for(args.packets) if args.chain is None else range(args.chain, args.chain + 1)
     print(f"differential: seed {args.seed}, {len(chains)} chains of {CHAIN} packets", flush=True)
     order = Order(args.bundle, args.seed, chains, shrinks=not args.partial)
+    began = time.monotonic()
     outcome = compare(order, args.workers)
+    elapsed = time.monotonic() - began
     for (kind, name), number in sorted(outcome.tally.items()):
         print(f"{kind:<11} {name:<42} {number:>10}")
     for difference in outcome.differences:
@@ -37,8 +40,8 @@ def main() -> int:
         print(f"TOO SELDOM: {line}")
     speed = outcome.packets / outcome.seconds if outcome.seconds else 0
     print(
-        f"differential: {outcome.packets} packets, {speed:.0f} a second,"
-        f" {len(outcome.differences)} differences, seed {args.seed}"
+        f"differential: {outcome.packets} packets, {speed:.0f} a second and process,"
+        f" {outcome.packets / elapsed:.0f} in all, {len(outcome.differences)} differences, seed {args.seed}"
     )
     return 1 if outcome.differences or missed else 0
 
