@@ -15,12 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cni, connections, control_plane, from_api, labs, paths, report, start
+from bench import cni, connections, control_plane, from_api, kube_proxy, labs, paths, report, start
 from bench.measure import Result
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 
 # Need Go, and minutes to fill an API server: measured only if they are asked for.
-LONG = ("from-api", "from-api-large")
+LONG = ("from-api", "from-api-large", "kube-proxy")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
@@ -38,6 +38,7 @@ def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
         "control-plane": control_plane.control_plane,
         "from-api": from_api.from_api,
         "from-api-large": from_api.from_api_large,
+        "kube-proxy": kube_proxy.kube_proxy,
         "cni": cni.cni,
         "lab-up": lambda: labs.lab_up(manifest),
     }

@@ -117,10 +117,10 @@ def api() -> Iterator[Api]:
 
 
 def services(numbers: range, backend: IPAddress) -> Iterator[tuple[str, dict[str, Any]]]:
-    """ClusterIP Services of TCP and UDP, each with a slice of one endpoint."""
+    """ClusterIP Services of one TCP port, each with a slice of one endpoint."""
     for number in numbers:
         name = f"service-{number}"
-        ports = [{"name": kind.lower(), "port": PORT, "protocol": kind} for kind in ("TCP", "UDP")]
+        ports = [{"name": "a", "port": PORT, "protocol": "TCP"}]
         yield (
             SERVICES,
             {
@@ -141,7 +141,7 @@ def endpoints(number: int, backend: IPAddress, port: int) -> dict[str, Any]:
         "kind": "EndpointSlice",
         "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
         "addressType": "IPv4",
-        "ports": [{"name": k.lower(), "port": port, "protocol": k} for k in ("TCP", "UDP")],
+        "ports": [{"name": "a", "port": port, "protocol": "TCP"}],
         "endpoints": [{"addresses": [str(backend)], "nodeName": NODE}],
     }
 

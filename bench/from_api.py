@@ -71,10 +71,10 @@ def from_api() -> list[Result]:
     return [
         *(
             Result(f"api-change-p{p}", f"ms, slice to packets, p{p}, {what}",
-                   (_percentile(change, p),), (), Goal("ours", at_most=most))
+                   (percentile(change, p),), (), Goal("ours", at_most=most))
             for p, most in ((50, 10.0), (99, 50.0))
         ),
-        Result("api-own", "ms, the API server's own, p50", (_percentile(own, 50),), (), None),
+        Result("api-own", "ms, the API server's own, p50", (percentile(own, 50),), (), None),
         Result("api-memory", f"MB, {what}, 100 pods", (memory,), (), Goal("ours", at_most=120.0)),
         Result("api-memory-2000", "MB, 2,000 Services of 10", (ours,), (theirs,),
                Goal("ratio", at_most=1.0)),
@@ -97,7 +97,7 @@ def from_api_large() -> list[Result]:
     return [Result("api-sync", unit, tuple(seconds), (), Goal("ours", at_most=15.0))]
 
 
-def _percentile(times: list[float], percent: int) -> float:
+def percentile(times: list[float], percent: int) -> float:
     return sorted(times)[min(len(times) * percent // 100, len(times) - 1)]
 
 
@@ -114,12 +114,17 @@ def server() -> Iterator[tuple[Api, Net]]:
         )
         net = Net(stack, served.prefix)
         for name, address in (("ours", OURS), ("peer", PEER)):
-            net.add(name)
-            net.veth(("control", name), (name, "eth0"), 1500)
-            net.ip("control", "link", "set", name, "master", "br0")
-            net.ip(name, "address", "add", f"{address}/24", "dev", "eth0")
-            net.ip(name, "route", "add", "default", "via", served.places.control.ipv4)
+            plug(net, served, name, address)
         yield served, net
+
+
+def plug(net: Net, served: Api, name: str, address: str) -> None:
+    """A node's namespace on the API server's bridge."""
+    net.add(name)
+    net.veth(("control", name), (name, "eth0"), 1500)
+    net.ip("control", "link", "set", name, "master", "br0")
+    net.ip(name, "address", "add", f"{address}/24", "dev", "eth0")
+    net.ip(name, "route", "add", "default", "via", served.places.control.ipv4)
 
 
 def fill(served: Api, numbers: range, backends: int) -> None:
@@ -185,9 +190,13 @@ class Agent:
         self.stop()
         return self.start()
 
-    def rss(self) -> float:
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        return _rss(self._process.pid)
+        return self._process.pid
+
+    def rss(self) -> float:
+        return _rss(self.pid)
 
     def cpu_share(self, seconds: float) -> float:
         """Per cent of one core over this time."""
@@ -290,11 +299,7 @@ def agent_of(
 def _peer(served: Api, net: Net) -> Iterator[int]:
     """The real kube-proxy, once it has written all; its pid."""
     place = net.path("peer")
-    words = (
-        str(served.control.programs / "kubernetes"), "kube-proxy", "--proxy-mode", MODE,
-        "--kubeconfig", str(served.kubeconfig("kube-proxy")), "--hostname-override", NODE,
-        "--cluster-cidr", POD_CIDR, "--conntrack-max-per-core", "0",
-    )  # fmt: skip
+    words = kube_proxy_words(served, MODE)
     with (served.places.folder / "kube-proxy.log").open("w") as log:
         process = subprocess.Popen(load.inside(place, *words), stdout=log, stderr=log)
     wanted = str(cluster_ip(2 * FEW - 1))
@@ -308,6 +313,15 @@ def _peer(served: Api, net: Net) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+def kube_proxy_words(served: Api, mode: str) -> tuple[str, ...]:
+    """The command of the real kube-proxy."""
+    return (
+        str(served.control.programs / "kubernetes"), "kube-proxy", "--proxy-mode", mode,
+        "--kubeconfig", str(served.kubeconfig("kube-proxy")), "--hostname-override", NODE,
+        "--cluster-cidr", POD_CIDR, "--conntrack-max-per-core", "0",
+    )  # fmt: skip
 
 
 def _rss(pid: int) -> float:
