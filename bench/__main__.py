@@ -15,7 +15,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cni, connections, control_plane, from_api, kube_proxy, labs, paths, report, start
+from bench import (
+    cni,
+    connections,
+    control_plane,
+    direct,
+    from_api,
+    kube_proxy,
+    labs,
+    paths,
+    report,
+    start,
+)
 from bench.measure import Result
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 
@@ -33,6 +44,7 @@ def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
         "host-to-clusterip": paths.host_to_clusterip,
         "vxlan": paths.vxlan,
         "new-connections": connections.new_connections,
+        "direct-return": direct.direct_return,
         "compile": start.compiling,
         "load": start.loading,
         "control-plane": control_plane.control_plane,

@@ -9,6 +9,7 @@
  *
  * MODE		what it measures
  * tcp-stream	bytes a second of one connection, counted by the receiver
+ * tcp-fetch	bytes a second that the server sends over one connection
  * tcp-rr	one request and its answer at a time over one connection
  * tcp-crr	connect, request, answer, close; --parallel at a time
  * udp-rr	one request and its answer at a time over one socket
@@ -42,6 +43,7 @@
 
 enum work {
 	WORK_SINK = 'S', /* count bytes; answer their number at the end */
+	WORK_REPLY = 'R', /* send without end */
 	WORK_ECHO = 'E', /* answer each message */
 	WORK_CLOSE = 'C', /* answer one message and close first */
 };
@@ -177,18 +179,33 @@ static void answer_datagrams(int fd)
 		sendto(fd, buffer, n, 0, (struct sockaddr *)&from, length);
 }
 
+/* Asks to be called whenever there is room; an error is seen by the recv() that follows it. */
+static void start_replies(int epoll, struct peer *peer)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.ptr = peer};
+
+	if (epoll_ctl(epoll, EPOLL_CTL_MOD, peer->fd, &event))
+		fail("epoll_ctl");
+}
+
 /* Answers are a few bytes on a connection with room for them: never short. */
-static void serve(struct peer *peer)
+static void serve(int epoll, struct peer *peer)
 {
 	ssize_t n = recv(peer->fd, buffer, sizeof(buffer), 0);
 
-	if (n < 0 && errno == EAGAIN)
+	if (n < 0 && errno == EAGAIN) {
+		if (peer->work == WORK_REPLY)
+			send(peer->fd, buffer, sizeof(buffer), MSG_NOSIGNAL);
 		return;
-	if (n > 0 && !peer->work)
+	}
+	if (n > 0 && !peer->work) {
 		peer->work = buffer[0];
+		if (peer->work == WORK_REPLY)
+			start_replies(epoll, peer);
+	}
 	if (n > 0)
 		peer->bytes += n;
-	if (n > 0 && peer->work != WORK_SINK)
+	if (n > 0 && peer->work != WORK_SINK && peer->work != WORK_REPLY)
 		send(peer->fd, buffer, n, MSG_NOSIGNAL);
 	if (n == 0 && peer->work == WORK_SINK)
 		send(peer->fd, &peer->bytes, sizeof(peer->bytes), MSG_NOSIGNAL);
@@ -222,7 +239,7 @@ static void __attribute__((noreturn)) run_server(uint16_t port)
 			else if (peer == &udp)
 				answer_datagrams(udp.fd);
 			else
-				serve(peer);
+				serve(epoll, peer);
 		}
 	}
 }
@@ -269,6 +286,32 @@ static void run_stream(const struct options *o)
 {
 	stream_once(o, WARM_UP_NS);
 	printf("{\"gbit_per_second\":%.4f}\n", stream_once(o, (int64_t)(o->seconds * 1e9)));
+}
+
+static void run_fetch(const struct options *o)
+{
+	char work = WORK_REPLY;
+	int fd = connect_to(o, SOCK_STREAM);
+	int64_t start = now_ns() + WARM_UP_NS, begun = 0, at = 0;
+	int64_t end = start + (int64_t)(o->seconds * 1e9);
+	uint64_t received = 0;
+
+	write_all(fd, &work, sizeof(work));
+	while (at < end) {
+		ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
+
+		if (n == 0)
+			errno = ECONNRESET;
+		if (n <= 0)
+			fail("recv");
+		at = now_ns();
+		if (begun)
+			received += n;
+		else if (at >= start)
+			begun = at;
+	}
+	close(fd);
+	printf("{\"gbit_per_second\":%.4f}\n", received * 8.0 / (at - begun));
 }
 
 static int by_value(const void *a, const void *b)
@@ -404,7 +447,8 @@ static void run_connections(const struct options *o)
 static void __attribute__((noreturn)) usage(void)
 {
 	fputs("usage: podlane-bench-load server --port P [--cpu N]\n"
-	      "       podlane-bench-load tcp-stream|tcp-rr|tcp-crr|udp-rr --to ADDRESS --port P\n"
+	      "       podlane-bench-load tcp-stream|tcp-fetch|tcp-rr|tcp-crr|udp-rr --to ADDRESS "
+	      "--port P\n"
 	      "               [--seconds S] [--span N] [--parallel N] [--cpu N]\n",
 	      stderr);
 	exit(2);
@@ -486,6 +530,8 @@ int main(int argc, char **argv)
 		usage();
 	if (!strcmp(mode, "tcp-stream"))
 		run_stream(&o);
+	else if (!strcmp(mode, "tcp-fetch"))
+		run_fetch(&o);
 	else if (!strcmp(mode, "tcp-rr"))
 		run_requests(&o, SOCK_STREAM);
 	else if (!strcmp(mode, "tcp-crr"))
