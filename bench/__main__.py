@@ -69,7 +69,13 @@ def main() -> int:
     parser.add_argument(
         "--markdown", action="store_true", help="measure nothing: print what earlier runs wrote"
     )
+    parser.add_argument(
+        "--chart", metavar="FILE", type=Path, help="measure nothing: draw the ratios, as SVG"
+    )
     args = parser.parse_args()
+    if args.chart:
+        args.chart.write_text(report.chart(report.read()))
+        return 0
     if args.markdown:
         sys.stdout.write(report.markdown(report.read()))
         return 0
