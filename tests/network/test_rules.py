@@ -18,7 +18,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -548,24 +548,24 @@ def _serve_sctp(ns: str, family: Family) -> Callable[[], None]:
     server = life.make(ns, family, STREAM, socket.IPPROTO_SCTP)
     server.bind(("", TARGET))
     server.listen(8)
-    server.settimeout(None)
+    server.settimeout(0.2)  # a listening SCTP socket can't be shut down
+    ending = threading.Event()
 
     def serve() -> None:
-        while True:
-            try:
+        while not ending.is_set():
+            with suppress(TimeoutError):
                 accepted, client = server.accept()
-            except OSError:
-                return
-            with accepted:
-                if accepted.recv(99):
-                    accepted.sendall(client[0].encode())
+                with accepted:
+                    accepted.settimeout(life.SLOW)
+                    if accepted.recv(99):
+                        accepted.sendall(client[0].encode())
 
-    thread = threading.Thread(target=serve, daemon=True)
+    thread = threading.Thread(target=serve)
     thread.start()
 
     def end() -> None:
-        server.shutdown(socket.SHUT_RDWR)
+        ending.set()
+        thread.join()
         server.close()
-        thread.join(life.SLOW)
 
     return end
