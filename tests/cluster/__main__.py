@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real Kubernetes on this machine: `python -m tests.cluster up|down|conformance …`.
 
-    up [--name N] [--nodes 2] [--network podlane|peer|none] [--kubeconfig-out FILE]
+    up [--name N] [--nodes 2] [--family dual|ipv4|ipv6] [--network podlane|peer|none]
+       [--kubeconfig-out FILE]
     down [--name N]
-    conformance [--peer] [--focus REGEX]    both made, tested and taken away here
+    conformance [--peer] [--all | --focus REGEX]    made, tested and taken away here
 
 Each node is a network, mount and UTS namespace with its own containerd and kubelet. Must not
 touch the machine's own network.
@@ -32,13 +33,15 @@ def main() -> int:
     down = commands.add_parser("down")
     tests = commands.add_parser("conformance")
     tests.add_argument("--peer", action="store_true", help="with kube-proxy and bridge instead")
-    tests.add_argument("--focus", default=conformance.CONFORMANCE)
-    tests.add_argument("--skip", default="")
+    chosen = tests.add_mutually_exclusive_group()
+    chosen.add_argument("--all", action="store_true", help="then all others of [sig-network]")
+    chosen.add_argument("--focus", help="tests by a regular expression of their names instead")
     for command in (up, down, tests):
         command.add_argument("--name", default="cluster")
         command.add_argument("--nodes", type=int, default=2)
     for command in (up, tests):
         command.add_argument("--mode", default="vxlan", choices=("vxlan", "native"))
+        command.add_argument("--family", default="dual", choices=("dual", "ipv4", "ipv6"))
     up.add_argument("--network", default="podlane", choices=("podlane", "peer", "none"))
     options = parser.parse_args()
     if options.command == "down":
@@ -48,7 +51,7 @@ def main() -> int:
     if missing:
         print(f"cluster: {', '.join(missing)} missing: tools/setup.sh cluster", file=sys.stderr)
         return 2
-    cluster = Cluster(Places(options.name, options.nodes))
+    cluster = Cluster(Places(options.name, options.nodes, options.family))
     if options.command == "up":
         cluster.up(options.network, options.mode)
         if options.kubeconfig_out:
@@ -57,9 +60,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     programs = build.programs(with_tests=True)
     network = "peer" if options.peer else "podlane"
+    selections = [conformance.CONFORMANCE]
+    if options.all:
+        selections.append(conformance.OTHERS)
+    if options.focus:
+        selections = [conformance.Selection("chosen", options.focus)]
     try:
         cluster.up(network, options.mode, programs)
-        return conformance.run(cluster, network, options.focus, options.skip)
+        return conformance.run(cluster, network, selections)
     finally:
         cluster.down()
 

@@ -17,6 +17,7 @@ MODULE = Path(__file__).parent / "kubernetes"
 PACKAGES = {
     "kubernetes": ".",
     "agnhost": "k8s.io/kubernetes/test/images/agnhost",
+    "regression-issue-74839": "k8s.io/kubernetes/test/images/regression-issue-74839",
 }
 E2E = "k8s.io/kubernetes/test/e2e"
 _VERSION_PACKAGE = "k8s.io/component-base/version"

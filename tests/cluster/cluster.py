@@ -66,20 +66,26 @@ class Cluster:
             peer.start(places, hosts, control)
         else:
             podlane.install(control, mode)
-        control.kubectl("apply -f -", stdin=(HERE / "coredns.yaml").read_text())
+        control.kubectl("apply -f -", stdin=self._coredns())
         wait_for(lambda: all(map(_ready, self._nodes())), 90, "nodes Ready\n" + self._logs())
         say("nodes are Ready")
         control.kubectl("-n kube-system rollout status deployment/coredns --timeout 120s")
 
+    def _coredns(self) -> str:
+        ips = self.places.dns_service
+        text = (HERE / "coredns.yaml").read_text()
+        return text.replace("CLUSTER_IPS", json.dumps(ips)).replace("CLUSTER_IP", ips[0])
+
     @staticmethod
     def _test_images(programs: Path) -> list[str]:
-        """Names under which the tests ask for agnhost and what it stands in for."""
+        """Names of the images that the tests ask for and this cluster has."""
         tests = programs / "e2e.test"
         if not tests.is_file():
             return []
         listed = subprocess.run([tests, "--list-images"], capture_output=True, text=True,
                                 env={**os.environ, "KUBE_TEST_REPO": TEST_REPOSITORY})  # fmt: skip
-        wanted = ("agnhost", "busybox", "jessie-dnsutils", "nginx", "httpd", "pause")
+        wanted = ("agnhost", "busybox", "jessie-dnsutils", "nginx", "httpd", "pause",
+                  "regression-issue-74839")  # fmt: skip
         return [one for one in listed.stdout.split() if any(f"-{w}-" in one for w in wanted)]
 
     def _nodes(self) -> list[dict[str, Any]]:

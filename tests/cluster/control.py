@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.cluster.hosts import Hosts, run, wait_for
 from tests.cluster.pki import Pki
-from tests.cluster.places import API_SERVICE, POD_CIDRS, PORT, SERVICE_CIDRS, Places
+from tests.cluster.places import PORT, Places
 
 
 class Control:
@@ -26,7 +26,7 @@ class Control:
         """Bring it up; returns when the API server is ready."""
         host, places = self.places.control, self.places
         pki = Pki(self.pki_folder)
-        sans = (host.ipv4, host.ipv6, "127.0.0.1", *API_SERVICE)
+        sans = (host.ipv4, host.ipv6, "127.0.0.1", *places.api_service)
         names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost")
         pki.certificate("apiserver", "kube-apiserver", sans=sans + names)
         pki.certificate("kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
@@ -56,8 +56,9 @@ class Control:
         process = self._daemon(
             "kube-apiserver",
             "--etcd-servers http://127.0.0.1:2379 --allow-privileged=true"
-            f" --advertise-address {host.ipv4} --secure-port {PORT}"
-            f" --service-cluster-ip-range {','.join(SERVICE_CIDRS)}"
+            f" --advertise-address {places.addresses(host)[0]}"
+            f" --bind-address :: --secure-port {PORT}"
+            f" --service-cluster-ip-range {','.join(places.service_cidrs)}"
             f" --tls-cert-file {at}/apiserver.crt --tls-private-key-file {at}/apiserver.key"
             f" --client-ca-file {at}/ca.crt --authorization-mode Node,RBAC"
             " --enable-admission-plugins NodeRestriction"
@@ -83,9 +84,11 @@ class Control:
         self._daemon(
             "kube-controller-manager",
             f"--kubeconfig {at}/kube-controller-manager.kubeconfig --leader-elect=false"
-            " --use-service-account-credentials --allocate-node-cidrs --node-cidr-mask-size-ipv6 64"
-            f" --cluster-cidr {','.join(POD_CIDRS)}"
-            f" --service-cluster-ip-range {','.join(SERVICE_CIDRS)}"
+            " --use-service-account-credentials --allocate-node-cidrs"
+            f" {'--node-cidr-mask-size 64' if places.family == 'ipv6' else ''}"
+            f" {'--node-cidr-mask-size-ipv6 64' if places.family == 'dual' else ''}"
+            f" --cluster-cidr {','.join(places.pod_cidrs)}"
+            f" --service-cluster-ip-range {','.join(places.service_cidrs)}"
             f" --root-ca-file {at}/ca.crt --service-account-private-key-file {at}/sa.key"
             f" --cluster-signing-cert-file {at}/ca.crt --cluster-signing-key-file {at}/ca.key",
         )

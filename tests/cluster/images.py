@@ -20,14 +20,15 @@ from tests.cluster.hosts import run
 PAUSE = "localhost/podlane-pause:test"
 COREDNS = "localhost/podlane-coredns:test"
 AGNHOST = "localhost/podlane-agnhost:test"
-KUBE_PROXY = "localhost/podlane-kube-proxy:test"
+REGRESSION = "regression-issue-74839"  # Kubernetes' image of a server that sends out of window
+REGRESSION_HERE = f"localhost/podlane-{REGRESSION}:test"
 
 # What the tests' shells call inside their pods, from Debian's packages of this machine.
 TOOLS = ("/bin/bash", "/bin/dash", "/usr/bin/curl", "/bin/nc.openbsd", "/usr/bin/dig", "/usr/bin/wget",
          "/usr/bin/getent", "/sbin/ip", "/bin/ss")  # fmt: skip
 BUSYBOX = Path("/bin/busybox")
 # Not its shell, which runs its own applets before others' programs.
-APPLETS = ("cat", "cp", "date", "echo", "env", "grep", "hostname", "id", "ls",
+APPLETS = ("cat", "cp", "date", "dd", "echo", "env", "grep", "hostname", "id", "ls",
            "mkdir", "netstat", "nslookup", "ping", "printf", "rm", "sed", "seq", "sleep", "sort",
            "stat", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "uname",
            "vi", "wc", "xargs", "awk", "head", "cut", "expr", "kill", "ps", "false")  # fmt: skip
@@ -112,7 +113,8 @@ def _as(name: str, program: Path) -> dict[str, Path | bytes]:
 
 def _agnhost(programs: Path) -> dict[str, Path | bytes]:
     certificate = {f"/{name}": programs / name for name in ("localhost.crt", "localhost.key")}
-    return {**_debian(), **_as("/agnhost", programs / "agnhost"), **certificate}
+    return {**_debian(), **_as("/agnhost", programs / "agnhost"),
+            **_as("/coredns", programs / "kubernetes"), **certificate}  # fmt: skip
 
 
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
@@ -128,8 +130,11 @@ def _debian() -> dict[str, Path | bytes]:
     }
 
 
-def make(programs: Path, folder: Path, agnhost_names: Sequence[str] = ()) -> list[Path]:
-    """All images of the cluster, as archives in a folder; agnhost under these names too."""
+def make(programs: Path, folder: Path, test_names: Sequence[str] = ()) -> list[Path]:
+    """All images of the cluster, as archives in a folder.
+
+    Of the names that tests ask for, those without an image of their own here are agnhost's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kubernetes = programs / "kubernetes"
     tools: Mapping[str, str] = {
@@ -145,8 +150,12 @@ def make(programs: Path, folder: Path, agnhost_names: Sequence[str] = ()) -> lis
         ),
         "coredns": Image([COREDNS], _as("/coredns", kubernetes), {}, ["/coredns"]),
         "agnhost": Image(
-            [AGNHOST, *agnhost_names], _agnhost(programs),
-            dict(tools), ["/agnhost"], ["pause"],
+            [AGNHOST, *(name for name in test_names if REGRESSION not in name)],
+            _agnhost(programs), dict(tools), ["/agnhost"], ["pause"],
+        ),
+        REGRESSION: Image(
+            [REGRESSION_HERE, *(name for name in test_names if REGRESSION in name)],
+            _as(f"/{REGRESSION}", programs / REGRESSION), {}, [f"/{REGRESSION}"],
         ),
     }  # fmt: skip
     images["pause"].links["/bin/sleep"] = "busybox"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.cluster.hosts import Hosts, wait_for
 from tests.cluster.images import PAUSE
-from tests.cluster.places import DNS_SERVICE, Host, Places
+from tests.cluster.places import Host, Places
 
 _CONTAINERD = f"""version = 2
 oom_score = 0
@@ -29,7 +29,7 @@ oom_score = 0
 """
 
 
-def _kubelet_config(pki: Path) -> dict[str, object]:
+def _kubelet_config(places: Places, pki: Path) -> dict[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -46,7 +46,7 @@ def _kubelet_config(pki: Path) -> dict[str, object]:
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,
-        "clusterDNS": [DNS_SERVICE[0]],
+        "clusterDNS": [places.dns_service[0]],
         "clusterDomain": "cluster.local",
         "resolvConf": "/etc/resolv.conf",
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
@@ -75,13 +75,14 @@ def start(places: Places, hosts: Hosts, programs: Path, images: Sequence[Path]) 
 
 
 def kubelet(places: Places, hosts: Hosts, programs: Path, node: Host) -> None:
-    """Start a node's kubelet, which registers the node."""
+    """Start a node's kubelet, which registers the node, each in a zone of its own."""
     pki = places.folder / "pki"
     config = hosts.state(node) / "kubelet.yaml"
-    config.write_text(json.dumps(_kubelet_config(pki)))
+    config.write_text(json.dumps(_kubelet_config(places, pki)))
     hosts.start(
         node,
         f"{programs}/kubernetes kubelet --config {config} --kubeconfig {pki}/{node.name}.kubeconfig"
-        f" --hostname-override {node.name} --node-ip {node.ipv4},{node.ipv6} --v 2",
+        f" --hostname-override {node.name} --node-ip {','.join(places.addresses(node))}"
+        f" --node-labels topology.kubernetes.io/zone=zone-{node.name} --v 2",
         f"{node.name}-kubelet",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.cluster.control import Control
 from tests.cluster.hosts import Hosts
-from tests.cluster.places import POD_CIDRS, Host, Places
+from tests.cluster.places import Host, Places
 
 PLUGINS = Path("/usr/lib/cni")
 
@@ -36,7 +36,7 @@ def start(places: Places, hosts: Hosts, control: Control, mode: str = "nftables"
             node,
             f"{control.programs}/kubernetes kube-proxy --proxy-mode {mode}"
             f" --kubeconfig {places.folder}/pki/kube-proxy.kubeconfig"
-            f" --hostname-override {node.name} --cluster-cidr {','.join(POD_CIDRS)}"
+            f" --hostname-override {node.name} --cluster-cidr {','.join(places.pod_cidrs)}"
             " --conntrack-max-per-core 0",
             f"{node.name}-kube-proxy",
         )

@@ -13,10 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-POD_CIDRS = ("10.244.0.0/16", "fd00:244::/56")
-SERVICE_CIDRS = ("10.96.0.0/16", "fd00:96::/112")
-API_SERVICE = ("10.96.0.1", "fd00:96::1")
-DNS_SERVICE = ("10.96.0.10", "fd00:96::a")
 PORT = 6443
 BASE = Path("/var/lib/podlane-cluster")
 
@@ -51,6 +47,33 @@ class Places:
 
     name: str
     node_count: int
+    family: str = "dual"
+
+    def _families(self, ipv4: str, ipv6: str) -> tuple[str, ...]:
+        return {"dual": (ipv4, ipv6), "ipv4": (ipv4,), "ipv6": (ipv6,)}[self.family]
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """Of the cluster, a family each; nodes get theirs from them."""
+        return self._families("10.244.0.0/16", "fd00:244::/56")
+
+    @property
+    def service_cidrs(self) -> tuple[str, ...]:
+        return self._families("10.96.0.0/16", "fd00:96::/112")
+
+    @property
+    def api_service(self) -> tuple[str, ...]:
+        """ClusterIPs of the Service `kubernetes`."""
+        return self._families("10.96.0.1", "fd00:96::1")
+
+    @property
+    def dns_service(self) -> tuple[str, ...]:
+        """ClusterIPs of CoreDNS."""
+        return self._families("10.96.0.10", "fd00:96::a")
+
+    def addresses(self, host: Host) -> tuple[str, ...]:
+        """A host's addresses that Kubernetes knows; every host has both families' all the same."""
+        return self._families(host.ipv4, host.ipv6)
 
     @property
     def folder(self) -> Path:
@@ -70,7 +93,8 @@ class Places:
 
     @property
     def server(self) -> str:
-        return f"https://{self.control.ipv4}:{PORT}"
+        address = self.addresses(self.control)[0]
+        return f"https://{f'[{address}]' if ':' in address else address}:{PORT}"
 
     def netns(self, host: Host) -> str:
         """The name of a host's namespace under /run/netns."""

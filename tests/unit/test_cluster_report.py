@@ -12,6 +12,7 @@ JUNIT = """<testsuites><testsuite>
 <testcase name="[It] [sig-network] B waits" status="failed"><failure message="no &#10; answer"/></testcase>
 <testcase name="[It] [sig-network] C asks" status="skipped"><skipped message="skipped - no cloud"/></testcase>
 <testcase name="[It] [sig-apps] D" status="skipped"><skipped message="skipped"/></testcase>
+<testcase name="[It] [sig-network] E [Provider:GCE] asks"><skipped message="skipped"/></testcase>
 </testsuite></testsuites>"""
 
 
@@ -29,3 +30,17 @@ def test_the_table_has_a_row_a_test_and_says_what_was_not_run(tmp_path: Path) ->
     table = render(tmp_path)
     assert "| [sig-network] A serves | passed | not run |" in table
     assert "| [sig-network] B waits | failed: no answer | not run |" in table
+
+
+def test_a_test_that_is_left_out_has_a_row_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "podlane.xml").write_text(JUNIT)
+    reason = "skipped: asks Google's name server"
+    row = f"| [sig-network] E [Provider:GCE] asks | {reason} | {reason} |"
+    assert row in render(tmp_path)
+
+
+def test_what_ran_in_one_suite_counts_though_another_left_it_out(tmp_path: Path) -> None:
+    ran = '<testsuite><testcase name="[It] [sig-network] E [Provider:GCE] asks"/></testsuite>'
+    text = JUNIT.replace("</testsuites>", f"{ran}</testsuites>")
+    (tmp_path / "podlane.xml").write_text(text)
+    assert "| [sig-network] E [Provider:GCE] asks | passed | not run |" in render(tmp_path)
