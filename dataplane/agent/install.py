@@ -20,10 +20,12 @@ from dataplane.agent.config import Config
 from dataplane.agent.rundir import SOCKET
 from dataplane.kernel.source import find_sources
 from dataplane.model.errors import BadEnvironment
+from dataplane.model.objects import Problem
 
 PLUGIN, LOOPBACK, CONFLIST = "podlane-cni", "loopback", "05-podlane.conflist"
 _SHIPPED = Path("/usr/share/podlane/podlane-cni")
 _INERT = ".inert"
+_CONFIGS = (".conf", ".conflist", ".json")
 
 
 def plugin(config: Config) -> Iterator[str]:
@@ -73,6 +75,22 @@ def conflist(config: Config) -> bool:
             f"network configuration {place}", str(failure), "correct cniConfDir, run as root"
         ) from failure
     return True
+
+
+def shadowed(config: Config) -> tuple[Problem, ...]:
+    """What keeps a runtime from our conflist: another network's file that comes first by name.
+
+    containerd takes the first .conf, .conflist or .json of the folder (go-cni's defaults).
+    """
+    try:
+        found = [one.name for one in config.cni_conf_dir.iterdir() if one.suffix in _CONFIGS]
+    except OSError:
+        return ()
+    first = min((name for name in found if name < CONFLIST), default=None)
+    if first is None:
+        return ()
+    why = f"comes before {CONFLIST}: the runtime gives pods that network; take the file away"
+    return (Problem(f"network configuration {config.cni_conf_dir / first}", "name", why),)
 
 
 def withdraw(config: Config) -> bool:

@@ -152,7 +152,7 @@ async def _run_node(
         await server.start()
         servers = HealthServers(datapath.vitals, config.healthz_address)
         await servers.settle()
-        report.problems(problems + servers.problems())
+        report.problems(problems + servers.problems() + install.shadowed(config))
         report.ready()
         _settle_memory()
         if install.conflist(config):
@@ -175,7 +175,7 @@ async def _run_node(
             tasks.create_task(_care(datapath)),
         )
         try:
-            await _follow(inbox, datapath, servers, report)
+            await _follow(inbox, config, datapath, servers, report)
         finally:
             for task in others:
                 task.cancel()
@@ -210,6 +210,7 @@ async def _care(datapath: NodeDatapath) -> None:
 
 async def _follow(
     inbox: asyncio.Queue[Batch | _Word],
+    config: Config,
     datapath: NodeDatapath,
     servers: HealthServers,
     report: _Report,
@@ -230,7 +231,7 @@ async def _follow(
             word = Batch()
         problems = datapath.apply(word)
         await servers.settle()
-        report.problems(problems + servers.problems())
+        report.problems(problems + servers.problems() + install.shadowed(config))
 
 
 class _Report:
