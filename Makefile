@@ -93,7 +93,7 @@ test-cluster: image cluster-setup ## podlane on that Kubernetes: installed by it
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --mode '$(MODE)'
 
 # A test that fails is a row of the table, and the target's exit status.
-conformance: image cluster-setup ## then all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too]
+conformance: image cluster-setup ## Kubernetes' conformance and all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too]
 	@status=0; \
 	$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --mode '$(MODE)' || status=$$?; \
 	$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --peer || true;) \

@@ -52,11 +52,11 @@ class Control:
 
     def start_api_server(self) -> None:
         """Bring the API server up, for the first time or once more; returns when it is ready."""
-        at, host = self.pki_folder, self.places.control
+        at, places = self.pki_folder, self.places
         process = self._daemon(
             "kube-apiserver",
             "--etcd-servers http://127.0.0.1:2379 --allow-privileged=true"
-            f" --advertise-address {places.addresses(host)[0]}"
+            f" --advertise-address {places.addresses(places.control)[0]}"
             f" --bind-address :: --secure-port {PORT}"
             f" --service-cluster-ip-range {','.join(places.service_cidrs)}"
             f" --tls-cert-file {at}/apiserver.crt --tls-private-key-file {at}/apiserver.key"
@@ -80,7 +80,7 @@ class Control:
         self.api_server = process
 
     def _start_controllers(self) -> None:
-        at = self.pki_folder
+        at, places = self.pki_folder, self.places
         self._daemon(
             "kube-controller-manager",
             f"--kubeconfig {at}/kube-controller-manager.kubeconfig --leader-elect=false"
