@@ -88,7 +88,7 @@ enum drop {
 	DROP_NO_POD = 19, /* address of this node's pod range that no pod has */
 	DROP_OVERLAY_VNI = 20, /* encapsulated with another network's VNI */
 	DROP_OVERLAY_PEER = 21, /* encapsulated by a host that is no node of ours */
-	DROP_OVERLAY_SOURCE = 22, /* inner source is not of the sending node's pod range */
+	DROP_OVERLAY_SOURCE = 22, /* inner source is not of the sending node */
 	DROP_OVERLAY_KEY = 23, /* tunnel key missing or refused */
 	DROP_POD_ENCAPSULATES = 24, /* pod sent to a node's VXLAN port */
 	DROP_PORTS_EXHAUSTED = 25, /* no free masquerade port for this destination */
@@ -242,7 +242,7 @@ struct route {
 	__u8 hop_family; /* 4 or 6; family of hop[] */
 	__u16 flags; /* enum route_flag */
 	__u32 ifindex; /* NATIVE, WORLD: uplink */
-	__u8 hop[16]; /* TUNNEL: remote node; NATIVE: next hop; IPv4 in the first 4 */
+	__u8 hop[16]; /* TUNNEL, a node's own address: the tunnel's end; NATIVE: next hop; IPv4 in the first 4 */
 };
 
 /* A node that may send us encapsulated packets; IPv4 in the first 4 bytes. */
@@ -361,7 +361,7 @@ struct flow {
 	__u64 bytes;
 	__u32 backend_id; /* 0: no Service */
 	__u32 service_id; /* 0: no Service */
-	__u32 ifindex; /* uplink that the client came by; 0: none */
+	__u32 ifindex; /* uplink that the client came by, or the overlay if it is a node itself; 0: none */
 	__u32 identity; /* the client's, for policy */
 	__u8 version; /* FLOW_VERSION */
 	__u8 protocol;

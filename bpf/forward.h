@@ -299,6 +299,9 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	} else {
 		fe = NULL;
 		route_lookup(&f->backend, &path);
+		/* the link between nodes need not let a pod's address through: the way it came */
+		if (hook == HOOK_FROM_OVERLAY && route_is_node(route_find(&f->client)))
+			f->ifindex = n->overlay_ifindex;
 	}
 	/* before what passes to the stack: the node's own VXLAN socket is there */
 	if (hook == HOOK_FROM_POD && flow_reaches_overlay(f, n, &path))

@@ -3,7 +3,7 @@
  * from_overlay: ingress of the VXLAN device; a packet of another node,
  * decapsulated by the kernel.
  *
- *	other node -> [our VNI? a node we know? inner source of that node's range?]
+ *	other node -> [our VNI? a node we know? inner source of that node's range, or its own?]
  *	           -> forward.h -> pod of this node
  *	           [direct return's VNI: a Service's client as it came to the other node]
  *	                        -> stack (router address: the node itself)
@@ -43,7 +43,8 @@ static __always_inline int from_overlay_check(struct __sk_buff *skb, struct scra
 	}
 	if (key.tunnel_id != n->vni || !(n->flags & NODE_VXLAN))
 		return -DROP_OVERLAY_VNI;
-	if (from && from->kind == ROUTE_TUNNEL && from->hop_family == peer->family) {
+	/* a process of that node may have bound its socket to one of the node's addresses */
+	if (from && from->kind != ROUTE_NATIVE && from->hop_family == peer->family) {
 		__u32 *a = (__u32 *)peer->address, *b = (__u32 *)from->hop;
 
 		if (a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3])

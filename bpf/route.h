@@ -25,6 +25,12 @@ static __always_inline struct route *route_find(const struct addr *address)
 	return routes.lookup(&key);
 }
 
+/* Whether this is another node's own address, which the overlay leads to as well. */
+static __always_inline bool route_is_node(const struct route *r)
+{
+	return r && r->hop_family && r->kind != ROUTE_TUNNEL && r->kind != ROUTE_NATIVE;
+}
+
 static __always_inline void route_lookup(struct addr *address, struct path *path)
 {
 	path->route = NULL;
@@ -104,6 +110,8 @@ static __always_inline __u32 route_mtu(const struct node *n, const struct path *
 	struct uplink *up;
 	__u32 ifindex = uplink;
 
+	if (uplink && uplink == n->overlay_ifindex)
+		return n->pod_mtu;
 	if (!uplink) {
 		if (path->endpoint || !path->route)
 			return 0;
@@ -205,8 +213,12 @@ static __always_inline int route_output(struct __sk_buff *skb, struct packet *p,
 	if (err)
 		return err;
 	skb->tc_index = PACKET_DONE;
-	if (uplink || !r || r->kind == ROUTE_WORLD)
+	if (uplink && uplink == n->overlay_ifindex) {
+		if (!route_is_node(r))
+			return -DROP_NO_ROUTE;
+	} else if (uplink || !r || r->kind == ROUTE_WORLD) {
 		return ACTION_WORLD;
+	}
 	v->hop_family = r->hop_family;
 	__builtin_memcpy(v->hop, r->hop, sizeof(v->hop));
 	if (r->kind == ROUTE_NATIVE)

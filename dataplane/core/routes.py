@@ -10,7 +10,7 @@ addresses, own addresses. Must not read the kernel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from dataplane.core.addresses import router_address
@@ -100,7 +100,12 @@ def make_routes(facts: RouteFacts, nodes: Iterable[Node]) -> Routes:
     for node in others:
         for address in node.addresses:
             # In native mode other nodes know the way to our pods, in VXLAN mode the link may not.
-            routes.put(_host(address), world.row(_host(address), masquerade=facts.vxlan))
+            row = world.row(_host(address), masquerade=facts.vxlan)
+            if facts.vxlan:
+                # What comes from a node's own address by the overlay is answered by it.
+                hop = _shared_address(facts.addresses, node.addresses, facts.underlay)
+                row = replace(row, hop=hop)
+            routes.put(_host(address), row)
             if facts.vxlan or facts.direct:
                 routes.peers[address] = node.name
     routers = (router_address(facts.pod_cidrs, family) for family in Family)

@@ -26,6 +26,7 @@ LEFT_OUT = (
     (r"\[Feature:Networking-(IPv4|IPv6|DNS)\]", "asks a host in the Internet"),
     (r"\[Feature:Networking-Performance\]", "measures with iperf2, which is no test of being right"),
     (r"\[Feature:PerformanceDNS\]", "measures CoreDNS with 10,000 Services"),
+    (r"should forward PTR records lookup to upstream", "asks a name server in the Internet"),
     (r"\[Provider:GCE\]", "asks Google's name server"),
     (r"\[Feature:KubeProxyNFAcct\]", "reads a counter of kube-proxy's in the kernel's nfacct"),
     (r"\[Feature:KubeProxyDaemonSetMigration\]", "changes how a cloud's nodes start kube-proxy"),

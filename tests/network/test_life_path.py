@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.network.cluster import Cluster, sh
 from tests.network.life import CLUSTER_IP, NODE_PORT, PORT, TARGET
 
 FAR = {Family.V4: "198.51.100.2", Family.V6: "2001:db8:f::2"}
+PODS = {Family.V4: "10.244.0.0/16", Family.V6: "fd00:244::/32"}
 NARROW = 1280
 MEGABYTE = 1 << 20
 
@@ -118,6 +120,32 @@ def test_bulk_goes_through_a_narrow_path(cluster: Cluster, family: Family, way: 
             life.connect(ns, family, targets[family], port, socket.SOCK_DGRAM), 6000
         )
         print(f"{way}: 2 MiB each way; 6,000 bytes of UDP at try {tries}")
+
+
+@pytest.mark.parametrize("target", ["pod", "ClusterIP"])
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_process_that_bound_its_nodes_address_reaches_a_pod_on_another_node(
+    cluster: Cluster, family: Family, target: str
+) -> None:
+    """Both ways by the overlay if there is one: what is between nodes lets no pod's address through."""
+    one, guarded = cluster.nodes[0], f"{int(family)} rule %s from {PODS[family]} prohibit"
+    to = (life.pod_address(family, 2, 11), TARGET)
+    if target == "ClusterIP":
+        to = (CLUSTER_IP[family], PORT)
+    with ExitStack() as closing:
+        if one.mode == "vxlan":
+            sh(f"ip -n {cluster.outside} -{guarded % 'add'}")
+            closing.callback(sh, f"ip -n {cluster.outside} -{guarded % 'del'}")
+        closing.enter_context(life.bulk_server(cluster.nodes[1].pods["c"], family, TARGET))
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            client = life.make(one.ns, family, kind)
+            client.bind((life.node_address(family, 1), 0))
+            client.settimeout(5)
+            client.connect(to)
+            if kind is socket.SOCK_STREAM:
+                life.bulk(client, MEGABYTE)
+            else:
+                life.datagram(client, 1000)
 
 
 # ---- hop limits and errors ----

@@ -15,7 +15,7 @@ from dataplane.model.net import Family
 from tests.program import world
 from tests.program.node import Node
 from tests.program.prelude import Setup
-from tests.program.result import PASSED, Verdict, dropped, into, refused
+from tests.program.result import PASSED, Verdict, dropped, into, out_by, refused, through_tunnel
 from tests.program.tables import Row, table
 
 STRANGER = {Family.V4: ip_address("192.0.2.99"), Family.V6: ip_address("2001:db8:2::99")}
@@ -39,7 +39,13 @@ FROM_THERE: list[Row] = [
     ("from a pod of this node", "tcp neighbour:1 > client:80", dropped("OVERLAY_SOURCE"), None),
     ("from an address of no node", "tcp nowhere:1 > client:80", dropped("OVERLAY_SOURCE"), None),
     ("from the world", "tcp outside:1 > client:80", dropped("OVERLAY_SOURCE"), None),
-    ("from the sending node itself", "tcp there:1 > client:80", dropped("OVERLAY_SOURCE"), None),
+    (
+        "from the sending node itself, whose process has bound its socket",
+        "tcp there:40000 > client:80",
+        into("client"),
+        "tcp there:40000 > client:80 ttl=63",
+    ),
+    ("from this node itself", "tcp here:1 > client:80", dropped("OVERLAY_SOURCE"), None),
     ("for a pod that is gone", "tcp remote:40000 > ghost:80", dropped("NO_POD"), None),
     ("for its own pods", "tcp remote:40000 > remote:80", dropped("NO_POD"), None),
     ("for the world", "tcp remote:40000 > outside:80", dropped("NO_POD"), None),
@@ -80,6 +86,27 @@ class TestOuter:
         sender = world.addresses(other)["there"]
         arrived = here.from_overlay("tcp remote:40000 > client:80", sender=sender)
         arrived.expect(dropped("OVERLAY_SOURCE"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("tcp there:40000 > client:80", "tcp client:80 > there:40000 SA ack=1001"),
+        ("udp there:40000 > client:53", "udp client:53 > there:40000"),
+    ],
+)
+def test_a_node_itself_is_answered_by_the_overlay(
+    here: Node, there: Node, asked: str, answered: str
+) -> None:
+    """The network between nodes need not let a pod's address through."""
+    here.from_overlay(asked).expect(into("client"))
+    answer = here.from_pod("client", answered)
+    answer.expect(through_tunnel(), f"{answered} ttl=63")
+    there.from_overlay(answer.frame).expect(PASSED, None)
+
+
+def test_what_a_pod_begins_with_a_node_goes_as_to_the_world(here: Node) -> None:
+    here.from_pod("client", "tcp client:40000 > there:22").expect(out_by())
 
 
 def test_a_packet_without_a_key_is_dropped(here: Node) -> None:

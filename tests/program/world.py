@@ -274,7 +274,7 @@ def routes(
     if underlay.vxlan:
         hop = addresses(underlay.outer)[other]
         put(POD_RANGE[other][at], RouteKind.TUNNEL, RouteFlag.CLUSTER, 0, hop)
-        put(str(names[other]), RouteKind.WORLD, RouteFlag.MASQUERADE, uplinks[0])
+        put(str(names[other]), RouteKind.WORLD, RouteFlag.MASQUERADE, uplinks[0], hop)
     else:
         put(POD_RANGE[other][at], RouteKind.NATIVE, RouteFlag.CLUSTER, uplinks[0], names[other])
         put(str(names[other]), RouteKind.WORLD, 0, uplinks[0])

@@ -145,7 +145,7 @@ class Judge:
         elif case.hook == "from_overlay":
             if case.setup is None or case.setup.tunnel != _OUR_TUNNEL:
                 return "a tunnel that is none of ours"
-            if sight.src not in place.there:
+            if sight.src not in place.there and sight.src != place.names["there"]:
                 return "inner source of another range"
         elif case.hook == "from_uplink" and forwarded and sight.src in place.pods.values():
             return "a pod's source from outside"
@@ -236,7 +236,9 @@ class Judge:
                 return "MACs are not the pod's and the gateway's"
             return ""
         if seen.action == TUNNEL:
-            if after.dst not in place.there or seen.ifindex != world.OVERLAY:
+            # The other node's own process, which is answered the way that it came.
+            node = after.dst == place.names["there"] and case.hook == "from_pod"
+            if not (after.dst in place.there or node) or seen.ifindex != world.OVERLAY:
                 return "through the tunnel, where it has no business"
             return "" if macs == world.OVERLAY_MAC * 2 else "MACs are not the overlay's"
         if seen.action == NATIVE:
