@@ -23,6 +23,7 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config.config_exception import ConfigException
+from kubernetes.config.kube_config import load_kube_config
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from dataplane.model.errors import BadEnvironment, BadInput
@@ -155,8 +156,6 @@ class Access:
             if self._account is not None and (self._account / "ca.crt").is_file():
                 configuration.ssl_ca_cert = str(self._account / "ca.crt")
             return configuration
-        from kubernetes.config.kube_config import load_kube_config  # brings OAuth: 10 MB
-
         what = f"kubeconfig {self._kubeconfig}"
         try:
             self._kubeconfig.read_bytes()  # in our words: the loader takes a missing one for empty
