@@ -29,9 +29,12 @@ C_PROGRAMS := \
 	bench-load=bench/load.c
 C_PAIRS := $(foreach pair,$(C_PROGRAMS),$(if $(wildcard $(lastword $(subst =, ,$(pair)))),$(pair)))
 C_TOOLS := $(foreach pair,$(C_PAIRS),build/podlane-$(firstword $(subst =, ,$(pair))))
+IMAGE_FILE := build/podlane-image.tar
+IMAGE_SOURCES := pyproject.toml requirements.lock README.md LICENSE tools/image.sh tools/image.py \
+	$(shell find bpf cli dataplane -type f -not -path '*/__pycache__/*')
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
-.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down test-cluster conformance soak test-vm lint fmt fuzz-packets fuzz fuzz-mutants bench tools lock clean
+.PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down test-cluster conformance soak test-vm lint fmt fuzz-packets fuzz fuzz-mutants bench tools lock clean FORCE
 
 help: ## what can be made
 	@echo "make TARGET [NAME=value…]:"
@@ -41,7 +44,7 @@ setup: ## install Debian packages and .venv (says first what it changes; does no
 	@tools/setup.sh
 
 define c_program
-build/podlane-$(firstword $(subst =, ,$(1))): $(lastword $(subst =, ,$(1))) | setup
+build/podlane-$(firstword $(subst =, ,$(1))): $(lastword $(subst =, ,$(1))) $(wildcard $(dir $(lastword $(subst =, ,$(1))))*.h) | setup
 	@mkdir -p build
 	$$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -static -pthread -o $$@ $$<
 endef
@@ -71,29 +74,27 @@ test-vm: tools ## the program tests and a small network test in virtual machines
 # The callers are Go programs of others, or built on others' libraries: cnitool is the specification's.
 CNITOOL := github.com/containernetworking/cni/cnitool@v1.2.3
 
-test-cni: tools ## the plugin under containerd, cnitool and Debian's plugins, and the image; needs Go
+test-cni: $(IMAGE_FILE) ## the plugin under containerd, cnitool and Debian's plugins, and the image; needs Go
 	@tools/setup.sh cni
 	@command -v go >/dev/null || { echo "test-cni: there is no Go (1.21 or newer) on the PATH" >&2; exit 2; }
 	@mkdir -p build/go
 	@GOBIN=$(CURDIR)/build/go go install $(CNITOOL)
 	@cd tests/cni/callers && go build -o $(CURDIR)/build/go/callers . && go build -o $(CURDIR)/build/go/cri ./cri
-	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
-	@$(AS_ROOT) tools/image.sh
 	@$(AS_ROOT) $(BIN)/pytest tests/cni $(ARGS)
 
 cluster-setup: tools
 	@tools/setup.sh cluster
 	@command -v go >/dev/null || { echo "cluster: there is no Go (1.24 or newer) on the PATH" >&2; exit 2; }
 
-cluster-up: $(if $(filter podlane,$(NETWORK)),image) cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none] [FAMILY=dual|ipv4|ipv6]
+cluster-up: $(if $(filter podlane,$(NETWORK)),$(IMAGE_FILE)) cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none] [FAMILY=dual|ipv4|ipv6]
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network '$(NETWORK)' --mode '$(MODE)' --family '$(FAMILY)' $(if $(KUBECONFIG_OUT),--kubeconfig-out '$(KUBECONFIG_OUT)')
 
-test-cluster: image cluster-setup ## podlane on that Kubernetes: installed by its image, every [sig-network] conformance test
+test-cluster: $(IMAGE_FILE) cluster-setup ## podlane on that Kubernetes: installed by its image, every [sig-network] conformance test
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster.faults
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --mode '$(MODE)'
 
 # A test that fails is a row of the table, and the target's exit status.
-conformance: image cluster-setup ## Kubernetes' conformance and all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too]
+conformance: $(IMAGE_FILE) cluster-setup ## Kubernetes' conformance and all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too]
 	@status=0; \
 	$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --mode '$(MODE)' || status=$$?; \
 	$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --peer || true;) \
@@ -102,11 +103,20 @@ conformance: image cluster-setup ## Kubernetes' conformance and all others of [s
 cluster-down: ## take that cluster away
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster down
 
-image: tools ## build/podlane-image.tar for a container runtime, without Docker: [IMAGE=localhost/podlane:dev]
+build/image-name: FORCE
+	@mkdir -p build
+	@echo '$(IMAGE)' | cmp -s - $@ || echo '$(IMAGE)' >$@
+
+# Made again when what goes into it has changed, or when somebody asks for it.
+$(IMAGE_FILE): $(IMAGE_SOURCES) build/podlane-cni build/image-name | tools
 	@echo "image: downloads about 60 MB of Debian packages; needs root; two minutes"
 	@tools/setup.sh image
 	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
 	@$(AS_ROOT) tools/image.sh '$(IMAGE)'
+
+image: ## build/podlane-image.tar for a container runtime, without Docker: [IMAGE=localhost/podlane:dev]
+	@$(AS_ROOT) rm -f $(IMAGE_FILE)
+	@$(MAKE) --no-print-directory $(IMAGE_FILE)
 
 lint: setup ## ruff, mypy, import borders, clang-format, every header of bpf/ alone
 	$(BIN)/ruff check .

@@ -127,7 +127,7 @@ class PodNet:
             if isinstance(there, EndpointRow) and there.id == one.endpoint_id:
                 self._tables.drop(table, [address])
         self._tables.drop(NAMES, [name_key(one)])
-        self._links.delete_link(one.veth)
+        self._links.unlist_link(one.veth)
 
     def wrong(self, one: Attachment, seen: Seen) -> list[str]:
         """What on the host side is not as it was made, in words."""

@@ -32,10 +32,10 @@ class Kernel:
     def __init__(self) -> None:
         self.gone: list[str] = []
 
-    def delete_link(self, which: str) -> None:
-        if which == STUCK:
+    def unlist_link(self, name: str) -> None:
+        if name == STUCK:
             raise NetlinkError(errno.EBUSY, "Device or resource busy")
-        self.gone.append(which)
+        self.gone.append(name)
 
     def get(self, *_: Any) -> None:
         return None

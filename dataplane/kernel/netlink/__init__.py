@@ -29,6 +29,7 @@ from dataplane.kernel.netlink.requests import (
 )
 from dataplane.kernel.netlink.sysctl import Sysctls
 from dataplane.kernel.netlink.tc import Tc
+from dataplane.kernel.netlink.unlist import unlist
 from dataplane.kernel.netlink.values import (
     OUR_ROUTES,
     Address,
@@ -72,6 +73,7 @@ class Links:
     """The network of one namespace (None: the caller's own)."""
 
     def __init__(self, netns: Netns | None = None, sysctl_root: Path | None = None) -> None:
+        self._netns = netns
         self._wire = Wire(netns)
         self.tc = Tc(self._wire)
         self.sysctls = Sysctls(netns, sysctl_root)
@@ -156,6 +158,12 @@ class Links:
     def delete_link(self, which: str | int) -> None:
         """Delete a device, by name or index; nothing to do if it is gone."""
         self._wire.do(requests.delete_device(which))
+
+    def unlist_link(self, name: str) -> None:
+        """Delete a device, back as soon as the namespace has it no more (the kernel frees it later)."""
+        there = self.link(name)
+        if there is not None:
+            unlist(self._netns, there.index)
 
     # -- addresses -------------------------------------------------------------
 
