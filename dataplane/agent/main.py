@@ -21,6 +21,7 @@ import time
 from asyncio import TaskGroup
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
+from itertools import chain
 from pathlib import Path
 
 from dataplane.agent import collector, install, node, pins, source
@@ -152,7 +153,8 @@ async def _run_node(
         await server.start()
         servers = HealthServers(datapath.vitals, config.healthz_address)
         await servers.settle()
-        report.problems(problems + servers.problems() + install.shadowed(config))
+        report.problems(problems + servers.problems())
+        report.problems(install.shadowed(config), _Topic.RUNTIME)
         report.ready()
         _settle_memory()
         if install.conflist(config):
@@ -172,10 +174,10 @@ async def _run_node(
         others = (
             tasks.create_task(datapath.sweeps.run()),
             tasks.create_task(datapath.sockets.run()),
-            tasks.create_task(_care(datapath)),
+            tasks.create_task(_care(config, datapath, report)),
         )
         try:
-            await _follow(inbox, config, datapath, servers, report)
+            await _follow(inbox, datapath, servers, report)
         finally:
             for task in others:
                 task.cancel()
@@ -199,10 +201,11 @@ async def _pump(batches: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Wor
         inbox.put_nowait(batch)
 
 
-async def _care(datapath: NodeDatapath) -> None:
+async def _care(config: Config, datapath: NodeDatapath, report: _Report) -> None:
     while True:
         await asyncio.sleep(CARE_SECONDS)
         try:
+            report.problems(install.shadowed(config), _Topic.RUNTIME)
             datapath.care()
         except (PodlaneError, OSError) as failure:
             log("care_failed", why=str(failure))
@@ -210,7 +213,6 @@ async def _care(datapath: NodeDatapath) -> None:
 
 async def _follow(
     inbox: asyncio.Queue[Batch | _Word],
-    config: Config,
     datapath: NodeDatapath,
     servers: HealthServers,
     report: _Report,
@@ -231,7 +233,14 @@ async def _follow(
             word = Batch()
         problems = datapath.apply(word)
         await servers.settle()
-        report.problems(problems + servers.problems() + install.shadowed(config))
+        report.problems(problems + servers.problems())
+
+
+class _Topic(enum.Enum):
+    """What problems are about; each is told anew by itself."""
+
+    DATAPATH = enum.auto()
+    RUNTIME = enum.auto()
 
 
 class _Report:
@@ -239,6 +248,7 @@ class _Report:
 
     def __init__(self, rundir: RunDir) -> None:
         self._rundir = rundir
+        self._found: dict[_Topic, tuple[Problem, ...]] = {}
         self._problems: tuple[str, ...] = ()
         self._state = "starting"
 
@@ -250,8 +260,10 @@ class _Report:
         self._state = "ready"
         self._say()
 
-    def problems(self, problems: tuple[Problem, ...]) -> None:
-        found = tuple(str(problem) for problem in sorted(problems))
+    def problems(self, problems: tuple[Problem, ...], topic: _Topic = _Topic.DATAPATH) -> None:
+        """All problems that a topic has now."""
+        self._found[topic] = problems
+        found = tuple(map(str, sorted(chain.from_iterable(self._found.values()))))
         for new in sorted(set(found) - set(self._problems)):
             log("problem_found", problem=new)
         for old in sorted(set(self._problems) - set(found)):

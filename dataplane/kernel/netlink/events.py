@@ -8,28 +8,26 @@ say what changed: whoever asks looks again.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Container
 from typing import Self
 
 from dataplane.kernel.netlink.values import OUR_ROUTES
+from dataplane.kernel.netlink.wire import HEADER, listen
 
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _LINKS, _ADDRESSES, _ROUTES = (16, 17), (20, 21), (24, 25)
 _KERNEL_ROUTES = 2
 _ENOUGH = 4096  # what is looked at is at the beginning of each
-_HEADER = struct.Struct("=IHHII")
 
 
 class Events:
     """A socket of the caller's network namespace, ready to be read when something changed."""
 
     def __init__(self) -> None:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _GROUPS))
+        self._socket = listen(None, _GROUPS)
+        self._socket.setblocking(False)
 
     def __enter__(self) -> Self:
         return self
@@ -54,11 +52,11 @@ class Events:
                 changed = True  # more came than there was room for
                 continue
             offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, number, _, _, _ = _HEADER.unpack_from(data, offset)
-                body = data[offset + _HEADER.size : offset + length]
+            while offset + HEADER.size <= len(data):
+                length, number, _, _, _ = HEADER.unpack_from(data, offset)
+                body = data[offset + HEADER.size : offset + length]
                 changed |= _matters(number, body, devices)
-                offset += max(length, _HEADER.size) + 3 & ~3
+                offset += max(length, HEADER.size) + 3 & ~3
 
 
 def _matters(number: int, body: bytes, devices: Container[int]) -> bool:

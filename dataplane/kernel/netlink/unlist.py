@@ -15,12 +15,11 @@ import struct
 import threading
 
 from dataplane.kernel.netlink import requests
-from dataplane.kernel.netlink.wire import NetlinkError, Wire
-from dataplane.kernel.netns import Netns, run_in
+from dataplane.kernel.netlink.wire import HEADER, Wire, listen
+from dataplane.kernel.netns import Netns
 
 _RTMGRP_LINK = 0x1
 _RTM_DELLINK = 17
-_HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")  # ifi_family, ifi_type, ifi_index, ifi_flags, ifi_change
 _ENOUGH = 4096  # what is looked at is at the beginning of each
 
@@ -29,19 +28,19 @@ def unlist(netns: Netns | None, index: int) -> None:
     """Delete device `index`; back when its namespace has it no more. Nothing to do if it is gone.
 
     Raises:
-        NetlinkError: the kernel refused.
+        OSError: the kernel refused (NetlinkError), or was not reached.
     """
-    refusals: list[NetlinkError] = []
+    failures: list[OSError] = []
     ours, theirs = socket.socketpair()
-    with _listen(netns) as word, ours:
+    with listen(netns, _RTMGRP_LINK) as word, ours:
         wire = Wire(netns)
 
         def delete() -> None:
             with theirs:
                 try:
                     wire.do(requests.delete_device(index))
-                except NetlinkError as refusal:
-                    refusals.append(refusal)
+                except OSError as failure:
+                    failures.append(failure)
                 finally:
                     wire.close()
 
@@ -56,18 +55,8 @@ def unlist(netns: Netns | None, index: int) -> None:
                 break
             if _left(word, index):
                 return
-    for refusal in refusals:
-        raise refusal
-
-
-def _listen(netns: Netns | None) -> socket.socket:
-    def opened() -> socket.socket:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        word = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-        word.bind((0, _RTMGRP_LINK))
-        return word
-
-    return opened() if netns is None else run_in(netns, opened)
+    for failure in failures:
+        raise failure
 
 
 def _left(word: socket.socket, index: int) -> bool:
@@ -78,7 +67,7 @@ def _left(word: socket.socket, index: int) -> bool:
         if failure.errno != errno.ENOBUFS:
             raise
         return False  # the word may be lost: the answer comes anyway
-    _, number, _, _, _ = _HEADER.unpack_from(data)
-    family, _, gone, _, _ = _IFINFO.unpack_from(data, _HEADER.size)
+    _, number, _, _, _ = HEADER.unpack_from(data)
+    family, _, gone, _, _ = _IFINFO.unpack_from(data, HEADER.size)
     # A bridge's port that leaves it is told of in the same words, with a family.
     return (number, family, gone) == (_RTM_DELLINK, socket.AF_UNSPEC, index)

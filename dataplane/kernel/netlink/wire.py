@@ -38,7 +38,7 @@ from dataplane.kernel.netns import Netns, run_in
 
 _ERROR, _DONE = 2, 3
 _MULTI, _DUMP_INTERRUPTED = 0x2, 0x10
-_HEADER = struct.Struct("=IHHII")
+HEADER = struct.Struct("=IHHII")  # nlmsg_len, _type, _flags, _seq, _pid
 _SOL_NETLINK = 270
 _EXT_ACK, _GET_STRICT_CHK = 11, 12
 _ACK_TLVS, _ACK_CAPPED = 0x200, 0x100
@@ -113,7 +113,10 @@ class Wire:
     """A rtnetlink socket of one network namespace (None: the caller's)."""
 
     def __init__(self, netns: Netns | None = None) -> None:
-        self._socket = _open() if netns is None else run_in(netns, _open)
+        self._socket = listen(netns, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
         self._sequence = 0
         # One for all answers: what recv() makes and shrinks leaves the heap in pieces.
         self._room = bytearray(_LONGEST)
@@ -157,8 +160,8 @@ class Wire:
         parts = []
         for one, more in zip(requests, flags, strict=True):
             self._sequence += 1
-            length = _HEADER.size + len(one.body)
-            head = _HEADER.pack(length, one.number, one.flags | more | REQUEST, self._sequence, 0)
+            length = HEADER.size + len(one.body)
+            head = HEADER.pack(length, one.number, one.flags | more | REQUEST, self._sequence, 0)
             parts += [head, one.body, bytes(-length & 3)]
         self._socket.send(b"".join(parts))
 
@@ -171,8 +174,8 @@ class Wire:
             size = self._socket.recv_into(self._room)
             data = bytes(memoryview(self._room)[:size])
             offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, number, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            while offset + HEADER.size <= len(data):
+                length, number, flags, sequence, _ = HEADER.unpack_from(data, offset)
                 body, offset = data[offset : offset + length], offset + (length + 3 & ~3)
                 if not first <= sequence <= self._sequence:
                     continue
@@ -195,29 +198,30 @@ class _Interrupted(NetlinkError):
     pass
 
 
-def _open() -> socket.socket:
-    opened = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    )
-    opened.bind((0, 0))
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    opened.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
-    opened.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
-    return opened
+def listen(netns: Netns | None, groups: int) -> socket.socket:
+    """A rtnetlink socket of one network namespace (None: the caller's) that hears these RTMGRP_…."""
+
+    def opened() -> socket.socket:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        made = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        made.bind((0, groups))
+        return made
+
+    return opened() if netns is None else run_in(netns, opened)
 
 
 def _refusal(body: bytes, flags: int) -> NetlinkError | None:
     """What an error or end-of-dump message says, with the kernel's own words."""
-    (number,) = struct.unpack_from("=i", body, _HEADER.size) if len(body) >= 20 else (0,)
+    (number,) = struct.unpack_from("=i", body, HEADER.size) if len(body) >= 20 else (0,)
     if number == 0:
         return None
     words = os.strerror(-number)
     if flags & _ACK_TLVS:
-        offset = _HEADER.size + 4
+        offset = HEADER.size + 4
         is_error = struct.unpack_from("=H", body, 4)[0] == _ERROR
         if is_error:
             inner = struct.unpack_from("=I", body, offset)[0]
-            offset += _HEADER.size if flags & _ACK_CAPPED else inner + 3 & ~3
+            offset += HEADER.size if flags & _ACK_CAPPED else inner + 3 & ~3
         while offset + 4 <= len(body):
             length, kind = struct.unpack_from("=HH", body, offset)
             if length < 4:
