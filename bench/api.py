@@ -31,6 +31,7 @@ from tests.cluster.places import Places
 
 SERVICES = f"/api/v1/namespaces/{NAMESPACE}/services"
 SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
+NODE = "node-1"
 _WRITERS = 4
 _PATIENCE_SECONDS = 60
 
@@ -119,34 +120,40 @@ def api() -> Iterator[Api]:
 def services(numbers: range, backend: IPAddress) -> Iterator[tuple[str, dict[str, Any]]]:
     """ClusterIP Services of one TCP port, each with a slice of one endpoint."""
     for number in numbers:
-        name = f"service-{number}"
-        ports = [{"name": "a", "port": PORT, "protocol": "TCP"}]
-        yield (
-            SERVICES,
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": {"name": name},
-                "spec": {"clusterIP": str(cluster_ip(number)), "ports": ports},
-            },
-        )
-        yield SLICES, endpoints(number, backend, PORT)
+        yield service(number, "TCP")
+        yield SLICES, endpoint_slice(number, "TCP", PORT, [(backend, NODE)])
 
 
-def endpoints(number: int, backend: IPAddress, port: int) -> dict[str, Any]:
-    """The slice of the number-th Service."""
+def service(number: int, protocol: str) -> tuple[str, dict[str, Any]]:
+    """The number-th Service, of one port."""
+    ports = [{"name": "a", "port": PORT, "protocol": protocol}]
+    return (
+        SERVICES,
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"service-{number}"},
+            "spec": {"clusterIP": str(cluster_ip(number)), "ports": ports},
+        },
+    )
+
+
+def endpoint_slice(
+    number: int, protocol: str, port: int, ends: Iterable[tuple[IPAddress, str]]
+) -> dict[str, Any]:
+    """The slice of the number-th Service: ready endpoints, by address and node."""
     name = f"service-{number}"
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
         "addressType": "IPv4",
-        "ports": [{"name": "a", "port": port, "protocol": "TCP"}],
-        "endpoints": [{"addresses": [str(backend)], "nodeName": NODE}],
+        "ports": [{"name": "a", "port": port, "protocol": protocol}],
+        "endpoints": [
+            {"addresses": [str(address)], "nodeName": at, "conditions": {"ready": True}}
+            for address, at in ends
+        ],
     }
-
-
-NODE = "node-1"
 
 
 def node(address: str, pod_cidr: str) -> tuple[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, start
-from bench.api import NODE, SERVICES, SLICES, Api, Connection, api, node
+from bench.api import NODE, SLICES, Api, Connection, api, endpoint_slice, node, service
 from bench.load import PORT
 from bench.measure import Goal, Result
 from bench.ours import NAMESPACE, PODLANE, cluster_ip
@@ -64,7 +64,7 @@ def from_api() -> list[Result]:
         agent.await_serving(FEW - 1)
         fill(served, range(FEW, 2 * FEW), BACKENDS)
         agent.await_serving(2 * FEW - 1)
-        with _peer(served, net) as pid:
+        with _peer_with_all(served, net) as pid:
             time.sleep(_REST_SECONDS)  # the collectors of both come by
             ours, theirs = agent.rss(), _rss(pid)
     what = "1,000 Services of 10"
@@ -132,11 +132,7 @@ def fill(served: Api, numbers: range, backends: int) -> None:
 
 
 def _pair(number: int, backends: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    name = f"service-{number}"
-    port = {"name": "a", "port": PORT, "protocol": "UDP"}
-    spec = {"clusterIP": str(cluster_ip(number)), "ports": [port]}
-    metadata = {"name": name}
-    yield SERVICES, {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+    yield service(number, "UDP")
     yield SLICES, slice_of(number, PORT, backends)
 
 
@@ -144,17 +140,8 @@ def slice_of(number: int, port: int, count: int) -> dict[str, Any]:
     """The endpoints of the one that changes are the first pods, others' are elsewhere."""
     own = number == CHANGING
     first = FIRST_POD if own else FIRST_ELSEWHERE + number * count
-    name = f"service-{number}"
-    return {
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
-        "ports": [{"name": "a", "port": port, "protocol": "UDP"}],
-        "endpoints": [
-            {"addresses": [str(first + n)], "nodeName": NODE if own else f"other-{n}",
-             "conditions": {"ready": True}}
-            for n in range(count)
-        ],
-    }  # fmt: skip
+    ends = [(first + n, NODE if own else f"other-{n}") for n in range(count)]
+    return endpoint_slice(number, "UDP", port, ends)
 
 
 # ---- our agent ----
@@ -296,32 +283,34 @@ def agent_of(
 
 
 @contextmanager
-def _peer(served: Api, net: Net) -> Iterator[int]:
+def _peer_with_all(served: Api, net: Net) -> Iterator[int]:
     """The real kube-proxy, once it has written all; its pid."""
     place = net.path("peer")
-    words = kube_proxy_words(served, MODE)
-    with (served.places.folder / "kube-proxy.log").open("w") as log:
-        process = subprocess.Popen(load.inside(place, *words), stdout=log, stderr=log)
     wanted = str(cluster_ip(2 * FEW - 1))
     listed = load.inside(place, "nft", "list", "table", "ip", "kube-proxy")
-    try:
+    with kube_proxy(served, place, MODE) as pid:
         await_true(
             lambda: wanted in subprocess.run(listed, capture_output=True, text=True).stdout,
-            f"kube-proxy: {served.places.folder}/kube-proxy.log", 1.0,
+            f"kube-proxy: {served.places.folder}/kube-proxy-{MODE}.log", 1.0,
         )  # fmt: skip
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(20)
+        yield pid
 
 
-def kube_proxy_words(served: Api, mode: str) -> tuple[str, ...]:
-    """The command of the real kube-proxy."""
-    return (
+@contextmanager
+def kube_proxy(served: Api, place: Path, mode: str) -> Iterator[int]:
+    """The real kube-proxy on a node; its pid."""
+    words = (
         str(served.control.programs / "kubernetes"), "kube-proxy", "--proxy-mode", mode,
         "--kubeconfig", str(served.kubeconfig("kube-proxy")), "--hostname-override", NODE,
         "--cluster-cidr", POD_CIDR, "--conntrack-max-per-core", "0",
     )  # fmt: skip
+    with (served.places.folder / f"kube-proxy-{mode}.log").open("w") as log:
+        process = subprocess.Popen(load.inside(place, *words), stdout=log, stderr=log)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def _rss(pid: int) -> float:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from bench import load
+from bench import from_api, load
 from bench.api import Api, services
 from bench.connections import MANY, SECONDS
 from bench.from_api import (
@@ -32,7 +32,6 @@ from bench.from_api import (
     await_true,
     changes_of,
     fill,
-    kube_proxy_words,
     percentile,
     plug,
     server,
@@ -152,13 +151,9 @@ def _peer(
     plug(net, served, name, PEER_ADDRESS[mode])
     for pod, address in ((f"client{number}", CLIENT), (f"server{number}", SERVER)):
         net.pod(pod, name, IPv4Interface(f"{address}/24"), MTU)
-    words = kube_proxy_words(served, mode)
-    with (served.places.folder / f"kube-proxy-{mode}.log").open("w") as log:
-        process = subprocess.Popen(load.inside(net.path(name), *words), stdout=log, stderr=log)
-    stack.callback(process.wait, 20)
-    stack.callback(process.terminate)
+    pid = stack.enter_context(from_api.kube_proxy(served, net.path(name), mode))
     side = _Side(net.path(f"client{number}"), cluster_ip(FIRST), net.path(name))
-    return side, net.path(f"server{number}"), process.pid
+    return side, net.path(f"server{number}"), pid
 
 
 @contextmanager
