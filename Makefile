@@ -89,7 +89,7 @@ cluster-setup: tools
 cluster-up: $(if $(filter podlane,$(NETWORK)),$(IMAGE_FILE)) cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none] [FAMILY=dual|ipv4|ipv6]
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network '$(NETWORK)' --mode '$(MODE)' --family '$(FAMILY)' $(if $(KUBECONFIG_OUT),--kubeconfig-out '$(KUBECONFIG_OUT)')
 
-test-cluster: $(IMAGE_FILE) cluster-setup ## podlane on that Kubernetes: installed by its image, every [sig-network] conformance test
+test-cluster: $(IMAGE_FILE) cluster-setup ## an API server that fails, then podlane by its image on that Kubernetes: every [sig-network] conformance test
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster.faults
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --mode '$(MODE)'
 
