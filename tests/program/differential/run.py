@@ -235,8 +235,11 @@ class Chain:
             return self._difference(why, Step.LATER, meant, talk.sport) if why else None
         self._talks.remove(talk)
         self._left.remove(talk)
-        remembered = self._memories.get(_client(meant))
-        anew = meant_of(world, replace(meant.question, remembered=remembered))
+        anew = meant_of(world, replace(meant.question, remembered=None))
+        # what its address and port are now: another Service port than at first has no memory of it
+        remembered = self._memories.get(_client(anew))
+        if remembered is not None:
+            anew = meant_of(world, replace(meant.question, remembered=remembered))
         why = wrong(anew, frame, talk.sport, seen, world)
         self.tally["packet", "later, chosen anew"] += 1
         if why:
