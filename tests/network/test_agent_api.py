@@ -12,7 +12,8 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def events(agent: AgentNode, name: str) -> int:
     return len(re.findall(rf'"event": "{name}"', agent.log()))
 
 
+def written(agent: AgentNode) -> list[int]:
+    """Entries of each write."""
+    lines = [json.loads(line) for line in agent.log().splitlines() if "tables_written" in line]
+    return [line["entries"] for line in lines]
+
+
 def fill(api: ApiServer) -> None:
     api.put(
         node(1), node(2), service_cidr("kubernetes", "10.96.0.0/16", "fd00:96::/112"),
@@ -70,10 +77,21 @@ def fill(api: ApiServer) -> None:
     )  # fmt: skip
 
 
-def serve(agent: AgentNode, pod: str, address: str, word: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        ["ip", "netns", "exec", agent.pods[pod], "python3", "-c", ECHO, address, word]
-    )
+@contextmanager
+def serving(agent: AgentNode, pods: Mapping[str, str]) -> Iterator[None]:
+    """Servers in pods of a node, by their addresses, that answer with the pod's name."""
+    servers = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", agent.pods[pod], "python3", "-c", ECHO, address, pod]
+        )
+        for pod, address in pods.items()
+    ]
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def fetch(agent: AgentNode, pod: str) -> set[str]:
@@ -108,8 +126,7 @@ def test_a_cluster_runs_from_the_api_and_goes_on_without_it(
     one.add_pod("a", "10.244.1.11")
     two.add_pod("c", "10.244.2.11")
     two.add_pod("d", "10.244.2.12")
-    servers = [serve(two, "c", "10.244.2.11", "c"), serve(two, "d", "10.244.2.12", "d")]
-    try:
+    with serving(two, {"c": "10.244.2.11", "d": "10.244.2.12"}):
         until(lambda: fetch(one, "a") == {"c"}, "the Service does not answer")
         ranges = json.loads(sh(f"{PODLANE} routes --bpffs {one.folder}/bpf -o json"))
         assert {"10.96.0.0/16", "fd00:96::/112"} <= {row["prefix"] for row in ranges}
@@ -141,12 +158,7 @@ def test_a_cluster_runs_from_the_api_and_goes_on_without_it(
         until(
             lambda: problems(two) == "" and two.log().count("tables_written") > 2, "no difference"
         )
-        last = [json.loads(line) for line in two.log().splitlines() if "tables_written" in line]
-        assert sum(line["entries"] for line in last[2:]) < 20
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
+        assert sum(written(two)[2:]) < 20
 
 
 # What a server may do instead of a watch of slices, and the words for it in log and status.
@@ -187,14 +199,13 @@ def test_each_fault_of_the_server_is_named_while_packets_go_on(
     one.start(None)
     for name, number in (("a", 11), ("b", 12), ("c", 13)):
         one.add_pod(name, f"10.244.1.{number}")
-    servers = [serve(one, "b", "10.244.1.12", "b"), serve(one, "c", "10.244.1.13", "c")]
     places = {"b": "10.244.1.12", "c": "10.244.1.13"}
-    try:
+    with serving(one, places):
         api.put(endpoints("web", places["b"]))
         until(lambda: fetch(one, "a") == {"b"}, "the Service does not answer")
         now, other = "b", "c"
         for name, (fault, words) in FAULTS.items():
-            written = events(one, "tables_written")
+            before = len(written(one))
             api.fault("EndpointSlice", "watch", fault, times=2)
             api.break_watches()
             until(lambda words=words: words in problems(one), f"{name}: not in status")  # type: ignore[misc]
@@ -204,15 +215,10 @@ def test_each_fault_of_the_server_is_named_while_packets_go_on(
             assert fetch(one, "a") <= {now, other}
             until(lambda: problems(one) == "", f"{name}: stays in status")
             until(lambda other=other: fetch(one, "a") == {other}, f"{name}: no change")  # type: ignore[misc]
-            assert events(one, "tables_written") == written + 1, name
+            assert len(written(one)) == before + 1, name
             assert words in one.log(), name
             now, other = other, now
-        last = [json.loads(line) for line in one.log().splitlines() if "tables_written" in line]
-        assert all(line["entries"] < 8 for line in last[-len(FAULTS) :])
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
+        assert all(entries < 8 for entries in written(one)[-len(FAULTS) :])
 
 
 def test_a_server_that_falls_silent_is_named_and_followed_again(
