@@ -52,6 +52,8 @@ def _narrow(cluster: Cluster) -> None:
         sh(f"ip netns exec {outside} sysctl -qw net/{path}=1")
     for path in ("all", "eth0"):
         sh(f"ip netns exec {outside} sysctl -qw net/ipv4/conf/{path}/send_redirects=0")
+    # It redirects nodes that go by it to each other, which its errors to them must not wait for.
+    sh(f"ip netns exec {outside} sysctl -qw net/ipv6/icmp/ratelimit=0")
     # What it complains of to a Service comes back to it on the way to the client.
     sh(f"ip netns exec {outside} sysctl -qw net/ipv4/conf/eth0/accept_local=1")
     for ns, device, end in ((outside, "far", 1), (far, "eth0", 2)):
