@@ -82,6 +82,16 @@ static void set_option(int fd, int level, int name, int value)
 		fail("setsockopt");
 }
 
+/*
+ * Without a pace: a machine's default may be BBR, which guesses a rate from round trips of some
+ * 20 us here, and guesses anew in each run. Reno is in every kernel.
+ */
+static void set_unpaced(int fd)
+{
+	if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno")))
+		fail("setsockopt of the congestion control");
+}
+
 static void set_patience(int fd)
 {
 	struct timeval limit = {.tv_sec = PATIENCE_SECONDS};
@@ -138,6 +148,8 @@ static int listen_at(int type, uint16_t port)
 		fail("socket");
 	set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
 	set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+	if (type == SOCK_STREAM)
+		set_unpaced(fd); /* as are the connections that come of it */
 	if (bind(fd, (struct sockaddr *)&any, sizeof(any)))
 		fail("bind");
 	if (type == SOCK_STREAM && listen(fd, 4096))
@@ -258,8 +270,10 @@ static int connect_to(const struct options *o, int type)
 	if (fd < 0)
 		fail("socket");
 	set_patience(fd);
-	if (type == SOCK_STREAM)
+	if (type == SOCK_STREAM) {
 		set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+		set_unpaced(fd);
+	}
 	if (connect(fd, &o->to.any, address_size(o)))
 		fail("connect");
 	return fd;
