@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dataplane.kernel.netlink import Links, NetlinkError
+from dataplane.kernel.netlink import Links, NetlinkError, open_netns, wire
+from dataplane.kernel.netns import Netns
 from tests.program.sandbox import Sandbox
 
 MACS = {number: bytes((2, 0, 0, 0, 0, number - 1000)) for number in range(1000, 1020)}
+UNLIST = sys.modules["dataplane.kernel.netlink.unlist"]  # the package has a function of that name
 
 
 @pytest.fixture
@@ -46,5 +53,64 @@ def test_a_refusal_is_heard(sandbox: Sandbox) -> None:
     def work() -> None:
         with Links() as links, pytest.raises(NetlinkError):
             links.unlist_link("lo")
+
+    sandbox.do(work)
+
+
+def test_its_name_and_the_mac_of_its_peer_can_be_given_again_at_once(sandbox: Sandbox) -> None:
+    def work() -> None:
+        with Links() as links:
+            here = open_netns("/proc/thread-self/ns/net")
+            for number, mac in MACS.items():
+                before = links.link(f"d{number}")
+                links.unlist_link(f"d{number}")
+                made = links.create_veth(f"d{number}", mac, f"p{number}", mac, here, 1500)
+                assert before is not None
+                assert made.index != before.index
+            os.close(here)
+
+    sandbox.do(work)
+
+
+def test_words_that_are_lost_are_made_up_for_by_the_answer(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is full already: its first word is that others were lost."""
+
+    def full(netns: Netns | None, groups: int) -> socket.socket:
+        made = wire.listen(netns, groups)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least
+        with Links() as links:
+            lo = links.link("lo")
+            assert lo is not None
+            for mtu in range(1500, 1600):
+                links.set_mtu(lo.index, mtu)
+        poll = select.poll()
+        poll.register(made, 0)
+        assert [what for _, what in poll.poll(0)] == [select.POLLERR]
+        return made
+
+    def work() -> None:
+        monkeypatch.setattr(UNLIST, "listen", full)
+        with Links() as links:
+            links.unlist_link("d1000")
+            assert links.link("d1000") is None
+
+    sandbox.do(work)
+
+
+def test_a_process_without_room_for_a_thread_waits_itself(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def work() -> None:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with Links() as links:
+            links.unlist_link("d1000")
+            assert links.link("d1000") is None
+            with pytest.raises(NetlinkError):
+                links.unlist_link("lo")
 
     sandbox.do(work)

@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+from contextlib import closing
 
 from dataplane.kernel.netlink import requests
 from dataplane.kernel.netlink.wire import HEADER, Wire, listen
@@ -31,30 +32,32 @@ def unlist(netns: Netns | None, index: int) -> None:
         OSError: the kernel refused (NetlinkError), or was not reached.
     """
     failures: list[OSError] = []
-    ours, theirs = socket.socketpair()
-    with listen(netns, _RTMGRP_LINK) as word, ours:
+    with listen(netns, _RTMGRP_LINK) as word:
         wire = Wire(netns)
+        ours, theirs = socket.socketpair()
 
         def delete() -> None:
-            with theirs:
+            with theirs, closing(wire):
                 try:
                     wire.do(requests.delete_device(index))
                 except OSError as failure:
                     failures.append(failure)
-                finally:
-                    wire.close()
 
-        # Not a daemon: at exit the interpreter waits for it, those few milliseconds.
-        threading.Thread(target=delete, name=f"delete-{index}").start()
-        poll = select.poll()
-        poll.register(word, select.POLLIN)
-        poll.register(ours, select.POLLIN)  # closed at the other end: the whole is done
-        while True:
-            ready = [fd for fd, _ in poll.poll()]
-            if ours.fileno() in ready:
-                break
-            if _left(word, index):
-                return
+        try:
+            # Not a daemon: at exit the interpreter waits for it, those few milliseconds.
+            threading.Thread(target=delete, name=f"delete-{index}").start()
+        except RuntimeError:  # the process may have no more threads (pids.max): wait here, then
+            delete()
+        with ours:
+            poll = select.poll()
+            poll.register(word, select.POLLIN)
+            poll.register(ours, select.POLLIN)  # closed at the other end: the whole is done
+            while True:
+                ready = [fd for fd, _ in poll.poll()]
+                if ours.fileno() in ready:
+                    break
+                if _left(word, index):
+                    return
     for failure in failures:
         raise failure
 
