@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,10 @@ def settings_of(args: argparse.Namespace) -> Object:
         except yaml.YAMLError as failure:
             why = " ".join(str(failure).split())
             raise BadInput(f"--set {key}", f"its value is not YAML: {why}") from failure
-    _parsed(settings)
+    from dataplane.agent.config import unserved
+
+    for problem in unserved(_parsed(settings)):
+        print(f"podlane: {problem}", file=sys.stderr)
     return settings
 
 

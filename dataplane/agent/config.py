@@ -21,6 +21,7 @@ import yaml
 from dataplane.agent.facts import check_ranges
 from dataplane.model.errors import BadInput
 from dataplane.model.net import IPAddress, IPNetwork
+from dataplane.model.objects import Problem
 
 T = TypeVar("T")
 
@@ -145,6 +146,15 @@ def parse(document: object, source: str, *, node_name: str = "") -> Config:
     config = Config(**values)
     _refuse_contradictions(config, source)
     return config
+
+
+def unserved(config: Config) -> tuple[Problem, ...]:
+    """Keys that are given and that this version reads only, so that nobody relies on them."""
+    given = {
+        "metricsAddress": (config.metrics_address, "this version has no metrics to serve"),
+        "takeover": (config.takeover, "this version leaves a kube-proxy's rules where they are"),
+    }
+    return tuple(Problem("config", key, why) for key, (value, why) in given.items() if value)
 
 
 def _refuse_contradictions(config: Config, source: str) -> None:

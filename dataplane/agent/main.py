@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 
 from dataplane.agent import collector, install, node, pins, source
-from dataplane.agent.config import Config
+from dataplane.agent.config import Config, unserved
 from dataplane.agent.datapath import NodeDatapath
 from dataplane.agent.health import HealthServers
 from dataplane.agent.log import log
@@ -96,6 +96,7 @@ async def _serve(config: Config, manifests: Path | None, rundir: RunDir) -> None
     if not pins.folders(config.bpffs_dir) and install.withdraw(config):
         log("conflist_withdrawn", why="the node has no datapath yet")
     report = _Report(rundir)
+    report.problems(unserved(config), _Topic.CONFIG)
     try:
         async with aclosing(source.batches(config, manifests)) as batches, TaskGroup() as tasks:
             pump = tasks.create_task(_pump(batches, inbox))
@@ -239,6 +240,7 @@ async def _follow(
 class _Topic(enum.Enum):
     """What problems are about; each is told anew by itself."""
 
+    CONFIG = enum.auto()
     DATAPATH = enum.auto()
     RUNTIME = enum.auto()
 

@@ -281,8 +281,10 @@ def test_an_agent_that_waits_stops_at_once_and_leaves_nothing(
     api, cluster = api_and_cluster
     one = cluster.nodes[0]
     api.fault("Service", "list", api_server.forbid("list", "Service"), times=1000)
+    one.write_config(apiServer=api.url, serviceCIDRs=None, takeover=True)
     one.start(None, wait=False)
     until(lambda: "podlane may not list services (403" in problems(one), "the right is not named")
+    assert "config: takeover: this version" in problems(one)
     began = time.monotonic()
     assert one.stop() == 0
     assert time.monotonic() - began < 3

@@ -143,6 +143,15 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     assert "apiServer is given too" in refusal({"apiServer": "https://a", "kubeconfig": "/k"})
 
 
+def test_a_key_that_nothing_serves_is_named_if_it_is_given() -> None:
+    both = config.parse({"metricsAddress": "127.0.0.1:9000", "takeover": True}, "f", node_name="a")
+    assert [str(problem).partition(": this")[0] for problem in config.unserved(both)] == [
+        "config: metricsAddress",
+        "config: takeover",
+    ]
+    assert config.unserved(Config(node_name="a")) == ()
+
+
 def test_a_syntax_error_is_told_with_line_and_column(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("mode: vxlan\nuplinks: [eth0\n")

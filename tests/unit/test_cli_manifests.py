@@ -80,6 +80,15 @@ def test_options_and_settings_reach_the_config_map(capsys: pytest.CaptureFixture
     assert paths(found)["run"] == "/run/x"
 
 
+def test_a_key_that_nothing_serves_yet_is_named_beside_the_output(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.main(["manifests", "--set", "metricsAddress=127.0.0.1:9000"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("podlane: config: metricsAddress: this version")
+    assert "metricsAddress" in read(said.out)["ConfigMap"]["data"]["config.yaml"]
+
+
 def test_mounts_of_namespaces_made_later_are_seen(capsys: pytest.CaptureFixture[str]) -> None:
     found = read(shown(capsys))
     mounts = {m["name"]: m for m in container(found, "agent")["volumeMounts"]}
