@@ -176,8 +176,12 @@ class Hosts:
     def destroy(self) -> None:
         """End every process and take all away; also what was left half made."""
         self._end_processes()
-        for host in (self.places.control, self.places.outside, *self.places.nodes):
-            run(f"ip netns delete {self.places.netns(host)}", check=False)
+        groups = self._container_groups()
+        # Whoever takes it down need not know how many nodes it was made with.
+        made_with = {Host(one.parent.name, 0) for one in self.places.folder.glob("*/holder")}
+        for host in {self.places.control, self.places.outside, *self.places.nodes, *made_with}:
+            if Path("/run/netns", self.places.netns(host)).exists():
+                run(f"ip netns delete {self.places.netns(host)}", check=False)
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             if line.split()[4].startswith(f"{self.places.folder}/"):
                 run(f"umount -l {line.split()[4]}", check=False)
@@ -191,20 +195,19 @@ class Hosts:
             made.unlink(missing_ok=True)
             with suppress(OSError):
                 BASE.rmdir()
-        for _ in range(20):
-            # Containers' groups of version 1; a group is busy for a moment after its last process.
-            left = list(Path("/sys/fs/cgroup").glob("*/k8s.io/*/"))
-            for group in left:
-                with suppress(OSError):
-                    group.rmdir()
-            if not left:
-                break
-            time.sleep(0.1)
-        for group in Path("/sys/fs/cgroup").glob("*/k8s.io/"):
-            with suppress(OSError):
-                group.rmdir()
+        _remove(groups)
         with suppress(OSError):
             self.cgroup.rmdir()
+
+    def _container_groups(self) -> set[Path]:
+        """The cgroups that runc made for containers of the nodes: each is named as its bundle is."""
+        bundles = "*/root/run/containerd/io.containerd.runtime.v2.task/k8s.io/*"
+        root = Path("/sys/fs/cgroup")
+        return {
+            group
+            for name in {bundle.name for bundle in self.places.folder.glob(bundles)}
+            for group in (root / "k8s.io" / name, *root.glob(f"*/k8s.io/{name}"))
+        }
 
     def _end_processes(self) -> None:
         """End what is in the cluster's group, and its descendants: runc moves containers out of it."""
@@ -221,6 +224,21 @@ class Hosts:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+
+
+def _remove(groups: set[Path]) -> None:
+    """Remove cgroups, and their folder if no other container's is in it."""
+    for _ in range(20):  # a group is busy for a moment after its last process
+        left = [group for group in groups if group.is_dir()]
+        for group in left:
+            with suppress(OSError):
+                group.rmdir()
+        if not left:
+            break
+        time.sleep(0.1)
+    for folder in {group.parent for group in groups}:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _with_descendants(found: set[int]) -> set[int]:
