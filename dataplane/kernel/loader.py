@@ -13,7 +13,7 @@ before pins change and put back after, so a load that was cut off is done again.
 A map of programs (`tails`) is made anew with them: what still runs goes on in its own
 kind, for the kernel empties such a map when its last pin goes, and the old one's stays,
 as v1/map/old_NAME_ID, until `settle` (decision 0015).
-Must not attach programs or fill maps, except for copying a map that changes its size.
+Must not attach programs or fill maps.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataplane.abi.layout import abi
-from dataplane.kernel import bpf, bundle, verifier
+from dataplane.kernel import bpf, bundle, pinnedmaps, verifier
 from dataplane.kernel.bpf import BpfError
 from dataplane.kernel.bundle import Bundle, MapSpec, Program
+from dataplane.kernel.pinnedmaps import Move
 from dataplane.model.errors import BadEnvironment, BadInput, CompileError
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
@@ -48,15 +49,6 @@ _PROGRAMS = "prog"  # type of a map of programs in bpf/maps.h
 _TAIL = "tail_"  # begins the hook of a program that others end in, named as in enum tail
 
 
-@dataclass(frozen=True, slots=True)
-class _Move:
-    """A map that is to be replaced by one of another size."""
-
-    spec: MapSpec
-    old: int
-    new: int
-
-
 @dataclass(slots=True)
 class Datapath:
     """Maps and programs of a node, by fd, until closed. `loaded`: the programs are new.
@@ -69,7 +61,7 @@ class Datapath:
     programs: dict[str, int] = field(default_factory=dict)
     tails: dict[Table, int] = field(default_factory=dict)  # no table: it holds programs
     loaded: bool = False
-    _moves: list[_Move] = field(default_factory=list)
+    _moves: list[Move] = field(default_factory=list)
     _root: Path | None = None
 
     def settle(self) -> None:
@@ -78,10 +70,7 @@ class Datapath:
         Entries that the new programs made win.
         """
         while self._moves:
-            move = self._moves.pop()
-            if move.spec.type == bpf.MAP_LRU_HASH:  # no other map's entries are the programs'
-                _copy_missing(move)
-            os.close(move.old)
+            self._moves.pop().finish()
         if self._root is not None:
             for old in (self._root / "map").glob(f"{_OLD}*"):
                 old.unlink()
@@ -150,7 +139,7 @@ def load_unpinned(content: Bundle, sizes: Mapping[str, int], programs: Collectio
         for spec in content.maps:
             if spec not in tails:
                 size = sizes.get(spec.name, spec.max_entries)
-                datapath.maps[_table(spec)] = _create_map(spec, size)
+                datapath.maps[_table(spec)] = pinnedmaps.create(spec, size)
         chosen = [one for one in content.programs if one.name in programs or _is_tail(one)]
         _make_programs(chosen, tails, datapath)
         undo.pop_all()
@@ -272,102 +261,20 @@ def _open_map(
 ) -> None:
     """The pinned map if its size is right, else a new one with the old one's entries."""
     path = root / "map" / spec.pin
-    old = _reopen(spec, path, root)
+    old = pinnedmaps.reopen(spec, path, root)
     if old is not None and bpf.map_info(old).max_entries == size:
         datapath.maps[_table(spec)] = old
         return
-    if old is not None:
-        datapath._moves.append(_Move(spec, old, -1))
-    datapath.maps[_table(spec)] = pins[path] = new = _create_map(spec, size)
-    if old is not None:
-        datapath._moves[-1] = _Move(spec, old, new)
-        _copy(datapath._moves[-1], size)
+    move = None if old is None else Move(spec, old)
+    if move is not None:
+        datapath._moves.append(move)
+    datapath.maps[_table(spec)] = pins[path] = new = pinnedmaps.create(spec, size)
+    if move is not None:
+        move.to(new, size)
 
 
 def _table(spec: MapSpec) -> Table:
     return Table(spec.name, Family(spec.family) if spec.family else None)
-
-
-def _create_map(spec: MapSpec, size: int) -> int:
-    try:
-        return bpf.map_create(spec.pin, spec.type, spec.key_size, spec.value_size, size, spec.flags)
-    except BpfError as error:
-        step = {
-            errno.EPERM: "run it as root",
-            errno.E2BIG: f"lower mapSizes.{spec.name}",
-            errno.ENOMEM: f"lower mapSizes.{spec.name}, or raise the memory limit",
-        }.get(error.errno or 0, "")
-        raise BadEnvironment(f"map {spec.pin} of {size} entries", str(error), step) from error
-
-
-def _reopen(spec: MapSpec, path: Path, root: Path) -> int | None:
-    """The pinned map, None if there is none. Raises BadEnvironment if its shape is another."""
-    try:
-        fd = bpf.obj_get(path)
-    except BpfError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        raise BadEnvironment(f"pinned map {path}", str(error)) from error
-    info = bpf.map_info(fd)
-    if _shape(info) == _shape(spec):
-        return fd
-    os.close(fd)
-    raise BadEnvironment(
-        f"pinned map {path}",
-        f"it is {_shape(info)}, and this version has {_shape(spec)}",
-        f"stop the agent and `rm -r {root}`; flows that are open then break",
-    )
-
-
-def _shape(of: MapSpec | bpf.MapInfo) -> str:
-    kind = bpf.MAP_TYPE_NAMES.get(of.type, f"type {of.type}")
-    return f"{kind} of {of.key_size}-byte keys, {of.value_size}-byte values, flags {of.flags:#x}"
-
-
-def _entries(fd: int) -> Iterator[tuple[bytes, bytes, int]]:
-    """Packed keys, packed values (of all CPUs) and how many, in batches."""
-    info = bpf.map_info(fd)
-    size = info.value_size
-    if info.type in bpf.PERCPU_TYPES:
-        size = (size + 7) // 8 * 8 * bpf.possible_cpus()
-    return bpf.map_batches(fd, info.key_size, size)
-
-
-def _copy(move: _Move, size: int) -> None:
-    """Everything of the old map into the new one."""
-    for keys, values, count in _entries(move.old):
-        if move.spec.type in bpf.ARRAY_TYPES:
-            (first,) = struct.unpack_from("=I", keys)
-            fits = max(0, min(count, size - first))
-            width = len(values) // count
-            if any(values[fits * width :]):
-                raise _too_small(move.spec, size)
-            keys, values, count = keys[: fits * 4], values[: fits * width], fits
-        try:
-            bpf.map_update_batch(move.new, keys, values, count)
-        except BpfError as error:
-            if error.errno in (errno.E2BIG, errno.ENOSPC):
-                raise _too_small(move.spec, size) from error
-            raise BadEnvironment(f"map {move.spec.pin}", f"copying it: {error}") from error
-
-
-def _copy_missing(move: _Move) -> None:
-    key_size, value_size = move.spec.key_size, move.spec.value_size
-    for keys, values, count in _entries(move.old):
-        for index in range(count):  # batches take no BPF_NOEXIST
-            key = keys[index * key_size : (index + 1) * key_size]
-            value = values[index * value_size : (index + 1) * value_size]
-            try:
-                bpf.map_update(move.new, key, value, bpf.NOEXIST)
-            except BpfError as error:
-                if error.errno != errno.EEXIST:
-                    raise BadEnvironment(f"map {move.spec.pin}", f"copying it: {error}") from error
-
-
-def _too_small(spec: MapSpec, size: int) -> BadEnvironment:
-    return BadEnvironment(
-        f"mapSizes.{spec.name}", f"{spec.pin} holds more than {size} entries", "give it more"
-    )
 
 
 # ---- programs ----
@@ -397,7 +304,7 @@ def _make_programs(
 ) -> None:
     """All of them, those that others end in at their places, or none."""
     for spec in tails:
-        datapath.tails[_table(spec)] = _create_map(spec, spec.max_entries)
+        datapath.tails[_table(spec)] = pinnedmaps.create(spec, spec.max_entries)
     datapath.programs.update(_load_programs(programs, datapath.maps | datapath.tails))
     datapath.loaded = True
     places = abi(Family.V4).enum("tail")
