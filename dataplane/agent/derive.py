@@ -97,6 +97,7 @@ def route_facts(
         vxlan=facts.mode == VXLAN,
         direct=facts.direct,
         addresses=addresses,
+        routers=tuple(facts.routers.values()),
         pod_cidrs=facts.pod_cidrs,
         cluster_cidrs=cluster_cidrs(config, facts, nodes),
         service_cidrs=config.service_cidrs,

@@ -20,10 +20,16 @@ def ranges_of(pod_cidrs: Iterable[IPNetwork], family: Family) -> tuple[IPNetwork
     return tuple(cidr for cidr in pod_cidrs if cidr.version == family)
 
 
-def router_address(pod_cidrs: Iterable[IPNetwork], family: Family) -> IPAddress | None:
-    """The node's own address among its pods: the first of the family's first range."""
+def router_address(
+    pod_cidrs: Iterable[IPNetwork], family: Family, pods: Container[IPAddress] = ()
+) -> IPAddress | None:
+    """The node's own address among its pods: the first of the family's first range.
+
+    pods: addresses that are pods' already, where somebody else gave them out.
+    """
     for cidr in ranges_of(pod_cidrs, family):
-        return cidr.network_address + 1
+        others = (cidr.network_address + n for n in range(1, cidr.num_addresses))
+        return next((a for a in others if a not in pods), None)
     return None
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from dataplane.core.addresses import router_address
 from dataplane.model.constants import RouteFlag, RouteKind
 from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
 from dataplane.model.objects import Node, Problem
@@ -44,6 +43,7 @@ class RouteFacts:
         vxlan: whether pods of other nodes are reached by the overlay, else by next hop.
         direct: other nodes send clients on to this one by the overlay, in both modes.
         addresses: every address that is on this node, besides router and pod addresses.
+        routers: its own addresses among its pods.
         pod_cidrs: its own.
         cluster_cidrs, service_cidrs, non_masquerade_cidrs: as configured or found.
         uplinks: interface indexes of the uplinks.
@@ -57,6 +57,7 @@ class RouteFacts:
     addresses: tuple[IPAddress, ...]
     pod_cidrs: tuple[IPNetwork, ...]
     cluster_cidrs: tuple[IPNetwork, ...]
+    routers: tuple[IPAddress, ...] = ()
     service_cidrs: tuple[IPNetwork, ...] = ()
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
     uplinks: frozenset[int] = frozenset()
@@ -108,8 +109,7 @@ def make_routes(facts: RouteFacts, nodes: Iterable[Node]) -> Routes:
             routes.put(_host(address), row)
             if facts.vxlan or facts.direct:
                 routes.peers[address] = node.name
-    routers = (router_address(facts.pod_cidrs, family) for family in Family)
-    for own in (*facts.addresses, *(r for r in routers if r is not None)):
+    for own in (*facts.addresses, *facts.routers):
         routes.put(_host(own), RouteRow(RouteKind.NODE))
     return routes
 

@@ -136,14 +136,17 @@ def masquerade(finding: Finding, scene: Scene) -> bool:
     """Whether the Service translation hides the sender behind an address of this node.
 
     A socket's partner is chosen before it has a source, which the kernel then takes from this
-    node's addresses. So what the rules ask of the node's own flows is so; all but a ClusterIP
-    asked from an address of the cluster ranges, which they leave alone.
+    node's addresses. So what the rules ask of the node's own flows is so; all but a pod's
+    host port, and a ClusterIP asked from an address of the cluster ranges: these they leave alone.
     """
     if not finding.from_node:
         return finding.masquerade
     if finding.verdict != FORWARD or finding.frontend is None:
         return False
-    cluster_ip = finding.frontend[1].kind == FrontendKind.CLUSTER_IP
+    kind = finding.frontend[1].kind
+    if kind == FrontendKind.HOST_PORT:
+        return False
+    cluster_ip = kind == FrontendKind.CLUSTER_IP
     return not cluster_ip or scene.masquerade_all or not scene.in_cluster(finding.question.source)
 
 

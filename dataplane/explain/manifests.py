@@ -7,7 +7,7 @@ are reachable elsewhere whatever the podCIDRs say. Must not look at this machine
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from dataplane.agent.facts import (
 )
 from dataplane.core.addresses import router_address
 from dataplane.core.desired import Desired, Limits, Settings
+from dataplane.core.hostports import host_port_objects
 from dataplane.core.plan import PEERS, ROUTES, Key, Row
 from dataplane.core.reference import World
 from dataplane.core.routes import CLUSTER, DEFAULTS, MASQUERADE, KernelRoute, make_routes
@@ -38,7 +39,16 @@ from dataplane.explain.scene import (
 from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadInput
 from dataplane.model.net import Family, IPAddress, family_of
-from dataplane.model.objects import Batch, EndpointSlice, Node, Pod, Problem, Service
+from dataplane.model.objects import (
+    Batch,
+    EndpointSlice,
+    Node,
+    Object,
+    ObjectKey,
+    Pod,
+    Problem,
+    Service,
+)
 from dataplane.model.rows import PeerRow, RouteRow
 from dataplane.sources.manifests import Manifests, objects, read
 
@@ -84,10 +94,13 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
     if own is None and not config.node_addresses:
         known = f"Nodes there: {', '.join(sorted(nodes)) or 'none'}"
         raise BadInput(f"--node {config.node_name}", "the manifests have no such Node", known)
-    addresses = config.node_addresses or (own.addresses if own else ())
-    facts = _facts(config, own, addresses)
-    settings = derive.settings(config, facts, own, facts.addresses)
+    # No interface says which of a Node's addresses it has, so the object's are all taken.
+    named = (*own.addresses, *own.external_addresses) if own else ()
+    addresses = config.node_addresses or tuple(dict.fromkeys(named))
     everything, problems = objects(manifests)
+    everything |= _host_ports(everything.values(), config.node_name)
+    facts = _facts(config, own, addresses, set(_pod_addresses(everything.values())))
+    settings = derive.settings(config, facts, own, facts.addresses)
     desired = Desired(settings, _ROOM, {})
     desired.apply(Batch(upserts=tuple(everything.values()), synced=True))
     desired.plan(0.0)
@@ -102,8 +115,8 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
     route_problems = _fill_node(scene, config, facts, nodes)
     _place_endpoints(scene, nodes, everything.values())
     world = _world(config, facts, settings, everything.values(), scene)
-    named = tuple(sorted({*problems, *desired.problems(), *route_problems}))
-    return Staged(scene, world, named, settings, own)
+    unserved = tuple(sorted({*problems, *desired.problems(), *route_problems}))
+    return Staged(scene, world, unserved, settings, own)
 
 
 def _world(
@@ -138,15 +151,42 @@ def _world(
     )
 
 
-def _facts(config: Config, own: Node | None, addresses: tuple[IPAddress, ...]) -> Facts:
-    """What the agent would find, of a node with one uplink that has all its addresses."""
+def _host_ports(everything: Collection[object], node: str) -> dict[ObjectKey, Object]:
+    """What the agent is told by the runtime: the host ports of the pods that run here."""
+    pods = (one for one in everything if isinstance(one, Pod) and one.node_name == node)
+    return {
+        made.key: made
+        for number, pod in enumerate(pods, start=1)
+        for made in host_port_objects(
+            f"{pod.namespace}/{pod.name}", number, pod.addresses, pod.ports, node
+        )
+    }
+
+
+def _pod_addresses(everything: Iterable[object]) -> Iterator[IPAddress]:
+    """Addresses that pods and endpoints have, wherever they are."""
+    for one in everything:
+        if isinstance(one, Pod):
+            yield from one.addresses
+        elif isinstance(one, EndpointSlice):
+            yield from (endpoint.address for endpoint in one.endpoints)
+
+
+def _facts(
+    config: Config, own: Node | None, addresses: tuple[IPAddress, ...], pods: set[IPAddress]
+) -> Facts:
+    """What the agent would find, of a node with one uplink that has all its addresses.
+
+    pods: addresses that the node's router can't have, since whoever made the manifests gave
+    them to pods.
+    """
     cidrs = config.pod_cidrs or (own.pod_cidrs if own else ())
     primary: dict[Family, IPAddress] = {}
     for address in addresses:
         primary.setdefault(family_of(address), address)
     routers = dict(primary)  # of a family without pods of this node, its own address
     for family in Family:
-        if (router := router_address(cidrs, family)) is not None:
+        if (router := router_address(cidrs, family, pods)) is not None:
             routers[family] = router
     overhead = OVERLAY_OVERHEAD[Family.V4 if Family.V4 in primary else Family.V6]
     vxlan, direct = config.mode == VXLAN, config.load_balancer_mode == DSR

@@ -455,6 +455,7 @@ def test_host_ports_keep_the_client() -> None:
         (HERE, CLUSTER_IP, 81, "reject", rules.NO_SUCH_PORT),
         (LOCAL, "10.96.0.9", 80, "drop", rules.UNASSIGNED),
         (OUTSIDE, "10.96.0.9", 80, "drop", rules.UNASSIGNED),
+        (HERE, "10.96.0.9", 80, "drop", rules.UNASSIGNED),
         (LOCAL, "10.244.1.99", 80, "drop", rules.NO_SUCH_POD),
         (OUTSIDE, "10.244.1.99", 80, "pass", rules.HOST),
         (LOCAL, "10.244.9.9", 80, "drop", rules.NO_SUCH_NODE),

@@ -32,6 +32,7 @@ FACTS = RouteFacts(
     node="one",
     vxlan=True,
     addresses=(ip_address("192.0.2.1"), ip_address("2001:db8::1")),
+    routers=(ip_address("10.244.1.1"), ip_address("fd00:10:244:1::1")),
     pod_cidrs=(ip_network("10.244.1.0/24"), ip_network("fd00:10:244:1::/64")),
     cluster_cidrs=(ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/48")),
     service_cidrs=(ip_network("10.96.0.0/12"), ip_network("fd00:10:96::/112")),

@@ -165,6 +165,8 @@ class Reference:
         pods and the node itself are sent to the Cluster endpoints (the short cut).
         """
         service, local = frontend.service, endpoints.local
+        if frontend.door is Door.HOST_PORT:
+            return Usable(endpoints.cluster.places, rules.HOST_PORT), rules.NO_ENDPOINTS
         if frontend.door is Door.CLUSTER_IP and service.internal_local:
             if local.rule is rules.EXTERNAL_LOCAL:
                 local = Usable(local.places, rules.INTERNAL_LOCAL)
@@ -187,7 +189,7 @@ class Reference:
             low, high = world.masquerade_ports
             if low <= flow.port <= high:
                 return _drop(rules.MASQUERADE_PORT)
-        if where is Where.SERVICES and flow.entry is Entry.OUTSIDE:
+        if where is Where.SERVICES:
             return _drop(rules.UNASSIGNED)
         # what else comes from outside or from the node itself is the host's to judge
         if flow.entry is Entry.POD and where in _NOBODY:
@@ -210,7 +212,6 @@ class Reference:
 
 
 _NOBODY = {
-    Where.SERVICES: rules.UNASSIGNED,
     Where.NO_POD: rules.NO_SUCH_POD,
     Where.NO_NODE: rules.NO_SUCH_NODE,
 }

@@ -55,6 +55,11 @@ LOCAL_TERMINATING = Rule(
     "no endpoint of this node is ready: those of it that serve while they terminate",
     "KEP-1669; proxy/topology.go",
 )
+HOST_PORT = Rule(
+    "host-port",
+    "a pod's hostPort: that pod",
+    "docs: Pod, ports; CNI portmap",
+)
 AFFINITY = Rule(
     "session-affinity",
     "the endpoint that this client's last flow to this Service port went to, while it is usable",

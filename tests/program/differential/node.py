@@ -174,6 +174,7 @@ def route_facts(world: World) -> RouteFacts:
         node=world.node,
         vxlan=world.vxlan,
         addresses=world.addresses,
+        routers=tuple(world.routers.values()),
         pod_cidrs=world.pod_cidrs,
         cluster_cidrs=world.cluster_cidrs,
         service_cidrs=world.service_cidrs,

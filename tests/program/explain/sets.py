@@ -20,6 +20,7 @@ from dataplane.model.net import Family
 CAST = {
     "here": ("192.0.2.1", "2001:db8:2::1"),
     "here2": ("192.0.2.11", "2001:db8:2::11"),
+    "public": ("198.51.100.1", "2001:db8:51::1"),  # here's ExternalIP, in some sets
     "there": ("192.0.2.2", "2001:db8:2::2"),
     "router": ("10.244.1.1", "fd00:244:1::1"),
     "a1": ("10.244.1.10", "fd00:244:1::10"),
@@ -143,6 +144,23 @@ def piece(*endpoints: Object | str, name: str = "web-1", **more: Any) -> Object:
         "addressType": FAMILY,
         "ports": more.pop("ports", [{"name": "http", "port": 8080}]),
         "endpoints": [endpoint(one) if isinstance(one, str) else one for one in endpoints],
+    }  # fmt: skip
+
+
+def pod(name: str, *ports: Object, at: str = "", **spec: Any) -> Object:
+    """A Pod with an address of its own, on its node unless `at` names another."""
+    return {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"nodeName": at or _AT[name],
+                 "containers": [{"name": "c", "image": "i", "ports": list(ports)}], **spec},
+        "status": {"podIPs": [{"ip": f"@{name}"}]},
+    }  # fmt: skip
+
+
+def service_cidrs(*cidrs: str, name: str = "kubernetes") -> Object:
+    return {
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": list(cidrs)},
     }  # fmt: skip
 
 

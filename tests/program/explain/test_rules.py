@@ -21,6 +21,7 @@ from tests.program.explain.sets import (
     hinted,
     node,
     piece,
+    pod,
     service,
 )
 
@@ -304,6 +305,19 @@ TWO = (  # the younger first
     piece("a1"),
     piece("b1", name="other-1", service="other"),
 )  # fmt: skip
+PUBLIC = {"type": "ExternalIP", "address": "@public"}
+SEEN_FROM_AFAR = (
+    {**sets.HERE, "status": {"addresses": [PUBLIC, *sets.HERE["status"]["addresses"]]}},
+    sets.THERE, service(), piece("a1"),
+)  # fmt: skip
+PUBLISHED = (
+    *NODES,
+    pod("a1", {"containerPort": 81, "hostPort": 8888},
+        {"containerPort": 53, "hostPort": 8888, "protocol": "UDP"},
+        {"containerPort": 82, "hostPort": 9999, "hostIP": "@here2"}),
+    pod("b1", {"containerPort": 81, "hostPort": 7777}),
+    pod("a2", {"containerPort": 6666, "hostPort": 6666}, hostNetwork=True),
+)  # fmt: skip
 BARE = (node("here", "east"), node("there", "west"), service(), piece("a1", "b1"))
 ROWS |= {
     "source ranges admit": forward(RANGES, "friend", "balancer:80", "a1", HIDDEN),
@@ -357,6 +371,57 @@ ROWS |= {
     ),
     "loopback has no NodePort by default": with_config(
         Row(BOTH, "here", "loopback:30080", "pass"), nodePortAddresses=["@all"]
+    ),
+    "a Node's ExternalIP is an address of it, but not its primary one": Row(
+        SEEN_FROM_AFAR, "outside", "public:30080", "pass"
+    ),
+    "nodePortAddresses, on a Node's ExternalIP": with_config(
+        forward(SEEN_FROM_AFAR, "outside", "public:30080", "a1", HIDDEN),
+        nodePortAddresses=["@all"],
+    ),
+    "the node at its ExternalIP": forward(SEEN_FROM_AFAR, "public", "web:80", "a1", HIDDEN),
+    # ---- host ports of pods in the manifests ----
+    "a host port": forward(PUBLISHED, "outside", "here:8888", "a1:81", SEEN),
+    "a host port, on another address": forward(PUBLISHED, "outside", "here2:8888", "a1:81", SEEN),
+    "a host port over UDP": forward(
+        PUBLISHED, "outside", "here:8888", "a1:53", SEEN, protocol="udp"
+    ),
+    "a host port, asked by a pod": forward(PUBLISHED, "a2", "here:8888", "a1:81", SEEN),
+    "a host port, asked by its pod": forward(PUBLISHED, "a1", "here:8888", "a1:81", HIDDEN),
+    "a host port, asked by the node": forward(PUBLISHED, "here", "here:8888", "a1:81", SEEN),
+    "a host port with a hostIP": forward(PUBLISHED, "outside", "here2:9999", "a1:82", SEEN),
+    "a hostIP is the only address": Row(PUBLISHED, "outside", "here:9999", "pass"),
+    "another node's pod has its host port there": Row(PUBLISHED, "outside", "here:7777", "pass"),
+    "on the node's own network nothing is translated": Row(
+        PUBLISHED, "outside", "here:6666", "pass"
+    ),
+    "a host port and an ExternalIP: the Service has it": forward(
+        (*NODES, service(externalIPs=["@here"]), piece("a2"),
+         pod("a1", {"containerPort": 81, "hostPort": 80})),
+        "outside", "here:80", "a2", HIDDEN,
+    ),
+    # ---- ServiceCIDR manifests ----
+    **{
+        f"a ServiceCIDR's address that no Service has, asked by {who}": Row(
+            (*BOTH, sets.service_cidrs("@services")), who, "unassigned:80", "drop"
+        )
+        for who in ("a2", "here", "outside")
+    },
+    "the config's serviceCIDRs go before ServiceCIDR manifests": with_config(
+        Row((*BOTH, sets.service_cidrs("@services")), "outside", "unassigned:80", "pass"),
+        serviceCIDRs=["@friends"],
+    ),
+    "a ClusterIP outside every ServiceCIDR is not served": Row(
+        (*BOTH, sets.service_cidrs("@friends")), "a2", "web:80", "pass"
+    ),
+    # ---- addresses that are the node's own in a cluster of ours ----
+    "a pod that somebody gave the router's address": forward(
+        (*NODES, service(), piece(endpoint("router", nodeName="here"))),
+        "outside", "here:30080", "router", HIDDEN,
+    ),
+    "such a pod as client": forward(
+        (*NODES, service(**LOCAL), piece(endpoint("router", nodeName="here"), "b1")),
+        "router", "balancer:80", "router b1", SEEN,
     ),
     # ---- direct server return ----
     "direct server return hides nobody outside": with_config(
