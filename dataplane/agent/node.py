@@ -8,10 +8,10 @@ with nothing to do changes nothing. Must not know pods or Services.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
 from dataplane.agent import settings, uplinks
 from dataplane.agent.config import DSR, Config
@@ -38,6 +38,10 @@ from dataplane.model.constants import RouteKind
 from dataplane.model.errors import BadEnvironment, BadInput
 from dataplane.model.net import Family, IPAddress, IPNetwork, family_of
 from dataplane.model.objects import Node, Problem
+
+_ROUTER = "address "  # what the store remembers a router address by
+
+IPInterface = IPv4Interface | IPv6Interface
 
 
 def find_facts(config: Config, links: Links, own: Node | None) -> Facts:
@@ -95,31 +99,49 @@ def _pod_mtu(
 
 
 def make_devices(links: Links, store: Store, facts: Facts, undo: ExitStack) -> Facts:
-    """Overlay device (down if new) and router addresses; the facts with their indexes."""
+    """Overlay device (down if new) and router addresses; the facts with their indexes.
+
+    Router addresses of another mode, or of ranges that the node had before, go.
+
+    Raises:
+        BadEnvironment: somebody else's device has an address of ours.
+    """
     loopback = links.link("lo")
     if loopback is None:
         raise BadEnvironment("device lo", "this node has none")
     if not loopback.up:
         links.set_up(loopback.index)
     overlay = _overlay(links, facts, undo)
-    holder = overlay.index if overlay and facts.mode == VXLAN else loopback.index
-    wanted = set(facts.routers.values())
-    there = {one.address: one for one in links.addresses() if one.address in wanted}
-    for address in wanted:
-        held = there.get(address)
-        if held is not None and held.index == holder:
-            continue
-        if held is not None and held.index == loopback.index:
-            links.delete_address(held.index, address, held.prefix)  # the mode was another one
-        elif held is not None:
+    overlay_index = overlay.index if overlay else 0
+    holder = overlay_index if facts.mode == VXLAN else loopback.index
+    missing = set(facts.routers.values())
+    on_loopback = missing | {router.ip for router, _ in remembered_routers(store)}
+    for one in links.addresses():
+        ours = one.index == overlay_index and not one.address.is_link_local
+        ours |= one.index == loopback.index and one.address in on_loopback
+        if one.index == holder and one.address in missing:
+            missing.discard(one.address)
+        elif ours:
+            links.delete_address(one.index, one.address, one.prefix)
+        elif one.address in missing:
             raise BadEnvironment(
-                f"router address {address}", f"is on device {held.index} already", "remove it there"
+                f"router address {one.address}",
+                f"is on device {one.index} already",
+                "remove it there",
             )
+    for address in missing:
         if holder == loopback.index:
-            store.remember(f"address {ip_interface(address)}", "absent", loopback.name)
+            store.remember(_ROUTER + str(ip_interface(address)), "absent", loopback.name)
         links.add_address(holder, address, address.max_prefixlen, link_scope=address.version == 4)
         undo.callback(links.delete_address, holder, address, address.max_prefixlen)
-    return replace(facts, overlay_index=overlay.index if overlay else 0, holder_index=holder)
+    return replace(facts, overlay_index=overlay_index, holder_index=holder)
+
+
+def remembered_routers(store: Store) -> Iterator[tuple[IPInterface, str]]:
+    """Router addresses that podlane put on devices that are not its own, with the device."""
+    for what, _, device in store.remembered():
+        if what.startswith(_ROUTER):
+            yield ip_interface(what.removeprefix(_ROUTER)), device
 
 
 def _overlay(links: Links, facts: Facts, undo: ExitStack) -> Link | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from ipaddress import ip_interface
 from pathlib import Path
 
 from dataplane.agent import install, pins, settings
 from dataplane.agent.config import Config
 from dataplane.agent.facts import GATEWAY_MAC, HOST_VETH, OVERLAY_NAME, OVERLAY_PORT
 from dataplane.agent.main import STORE
+from dataplane.agent.node import remembered_routers
 from dataplane.agent.releases import FOLDER
 from dataplane.agent.rundir import LOCK, SOCKET, STATUS, RunDir
 from dataplane.cni.store import Store
@@ -90,15 +90,13 @@ def _routes_and_addresses(links: Links, store: Store) -> Iterator[str]:
         if route.protocol == OUR_ROUTES:
             links.delete_route(route)
             yield f"route to {route.destination} removed"
-    for what, _, device in store.remembered():
-        if what.startswith("address "):
-            router = ip_interface(what.removeprefix("address "))
-            link = links.link(device)
-            if link is not None and any(
-                one.address == router.ip for one in links.addresses(link.index)
-            ):
-                links.delete_address(link.index, router.ip, router.network.prefixlen)
-                yield f"address {router} removed from {device}"
+    for router, device in remembered_routers(store):
+        link = links.link(device)
+        if link is not None and any(
+            one.address == router.ip for one in links.addresses(link.index)
+        ):
+            links.delete_address(link.index, router.ip, router.network.prefixlen)
+            yield f"address {router} removed from {device}"
 
 
 def _folder(folder: Path, files: list[Path]) -> bool:

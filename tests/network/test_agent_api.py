@@ -275,6 +275,34 @@ def test_nodes_that_go_and_change_are_followed_or_named(
     assert one.stop() == 0
 
 
+@pytest.mark.parametrize("mode", ["vxlan", "native"])
+def test_an_agent_that_starts_anew_with_other_ranges_keeps_nothing_of_the_old(
+    api_and_cluster: tuple[ApiServer, Cluster], mode: str
+) -> None:
+    """The Node was deleted and made again, and another node has its ranges now."""
+    api, cluster = api_and_cluster
+    one = cluster.nodes[0]
+    one.write_config(apiServer=api.url, serviceCIDRs=None, mode=mode)
+    fill(api)
+    one.start(None)
+    one.stop()
+    api.put(node(1, "10.244.9.0/24", "fd00:244:9::/64"))
+    api.put(node(2, "10.244.1.0/24", "fd00:244:1::/64"))
+    one.start(None)
+    assert problems(one) == ""
+    addresses = one.run("ip -o addr")
+    assert "10.244.9.1/" in addresses
+    assert "fd00:244:9::1/" in addresses
+    assert "10.244.1.1/" not in addresses
+    assert "fd00:244:1::1/" not in addresses
+    rows = json.loads(sh(f"{PODLANE} routes --bpffs {one.folder}/bpf -o json"))
+    kinds = {row["prefix"]: row["kind"] for row in rows}
+    assert kinds["fd00:244:1::/64"] == ("tunnel" if mode == "vxlan" else "native")
+    assert not {"10.244.1.1/32", "fd00:244:1::1/128"} & kinds.keys()
+    one.add_pod("a", "10.244.9.11")
+    one.in_pod("a", "ping -c1 -W2 10.244.9.1")
+
+
 def test_an_agent_that_waits_stops_at_once_and_leaves_nothing(
     api_and_cluster: tuple[ApiServer, Cluster],
 ) -> None:
