@@ -43,6 +43,9 @@
 #define SCTP_ABORT	       6
 #define SCTP_SHUTDOWN_COMPLETE 14
 
+/* RFC 9260 appendix A, bits reflected */
+#define CRC32C_POLYNOMIAL 0x82f63b78ULL
+
 #define ICMP_ID_OFFSET	 4
 #define ICMP_HEADER_SIZE 8
 #define ICMP_CSUM_OFFSET 2
@@ -525,20 +528,24 @@ static __always_inline int sctp_store_port(struct __sk_buff *skb, struct packet 
 		       : 0;
 }
 
-/* Product of two polynomials modulo CRC32c's, bit 31 being x^0. No branch: few paths to verify. */
-static __always_inline __u32 crc32c_multiply(__u32 a, __u32 b)
+/*
+ * Product of a polynomial and a constant one, modulo CRC32c's; bit 31 is x^0.
+ * Straight code, one addition for each bit of the constant: the verifier walks
+ * a loop once a turn, and both ways of each branch of it. The compiler is kept
+ * from knowing that low is 0 or 1, which it would make a branch of.
+ */
+static __always_inline __u64 crc32c_multiply(__u64 a, __u32 constant)
 {
-	__u32 product = 0;
-	int i = 0;
+	__u64 product = 0, low;
 
-#pragma clang loop unroll(disable)
-	do {
-		product ^= a & -(b >> 31);
-		b <<= 1;
-		a = a >> 1 ^ (0x82f63b78 & -(a & 1));
-		i++;
-		asm volatile("" : "+r"(i));
-	} while (i < 32);
+#pragma unroll
+	for (int i = 0; i < 32; i++) {
+		if (constant >> (31 - i) & 1)
+			product ^= a;
+		low = a & 1;
+		asm("" : "+r"(low));
+		a = a >> 1 ^ low * CRC32C_POLYNOMIAL;
+	}
 	return product;
 }
 
