@@ -2,7 +2,7 @@
 /*
  * from_uplink: ingress of an uplink; a packet enters the node from outside.
  *
- *	outside -> [encapsulated?] -> stack (VXLAN device, then from_overlay)
+ *	outside -> [to this node's VXLAN port?] -> stack (VXLAN device, then from_overlay)
  *	        -> [reply of a translated or masqueraded flow] -> translate -> pod, overlay
  *	        -> [NodePort, load-balancer, external address, hostPort] -> backend -> ...
  *	        -> [a pod's own address] -> pod
@@ -49,7 +49,13 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 		/* what a router must not forward isn't for the networks behind it either */
 		return path_kind(&path) == ROUTE_STACK && err != -DROP_MARTIAN ? ACTION_PASS : err;
 	}
-	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port)
+	/*
+	 * At the address where the other nodes send them, encapsulated packets come before all
+	 * else, from whomever: from_overlay counts, by name, what is from no node. At another
+	 * address the port may be a Service's.
+	 */
+	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port &&
+	    addr_equal(&p->tuple.dst, &n->primary))
 		return ACTION_PASS;
 	return forward(skb, HOOK_FROM_UPLINK, s);
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from dataplane.model.constants import ServiceFlag
+from dataplane.model.constants import FrontendKind, ServiceFlag
 from dataplane.model.net import Family
 from dataplane.model.rows import RouteRow
 from tests.program import world
@@ -123,6 +123,18 @@ THE_REST: list[Row] = [
     ("a ping of the node", "echo outside > here", PASSED, None),
     ("an answer to the node's own ping", "echo-reply outside > here id=61000", PASSED, None),
     ("other nodes' encapsulated packets", "udp there:50000 > here:8472", PASSED, None),
+    (
+        "encapsulated by whoever else: dropped when unpacked",
+        "udp outside:50000 > here:8472",
+        PASSED,
+        None,
+    ),
+    (
+        "the VXLAN port of a pod",
+        "udp outside:50000 > client:8472",
+        into("client"),
+        "udp outside:50000 > client:8472 ttl=63",
+    ),
     ("multicast", "udp outside:5353 > group:5353", PASSED, None),
     ("a network behind the node", "tcp outside:40000 > lan:80", PASSED, None),
     ("from loopback, for the node", "tcp loopback:40000 > here:22", PASSED, None),
@@ -281,6 +293,22 @@ def test_outside_asks_a_service(here: Node, sent: str, verdict: Verdict, seen: s
 @table(THE_REST)
 def test_outside_sends(here: Node, sent: str, verdict: Verdict, seen: str | None) -> None:
     here.from_uplink(sent).expect(verdict, seen)
+
+
+def test_a_service_may_have_the_vxlan_port_at_an_address_of_its_own(here: Node) -> None:
+    frontends = tuple(
+        (name, world.VXLAN_PORT, kind)
+        for name, kind in (
+            ("external", FrontendKind.EXTERNAL_IP),
+            ("balancer", FrontendKind.LOAD_BALANCER),
+        )
+    )
+    backend = world.Backend(40, "neighbour", 8080)
+    here.put_service(world.Service(20, world.UDP, frontends, (backend,)))
+    for name in ("external", "balancer"):
+        sent = here.from_uplink(f"udp outside:40000 > {name}:8472")
+        sent.expect(into("neighbour"), "udp router:MASQ > neighbour:8080 ttl=63")
+    here.from_uplink("udp there:50000 > here:8472").expect(PASSED)
 
 
 def test_link_local_traffic_is_the_nodes(here: Node, family: Family) -> None:
