@@ -31,7 +31,8 @@ static __always_inline __u32 affinity_find(const struct affinity_key *who,
 		return 0;
 	id = memory->backend_id;
 	b = backends.lookup(&id);
-	if (!b || b->generation != memory->generation)
+	/* evicted meanwhile, its memory may be another client's: of this Service, that one's will do */
+	if (!b || b->generation != memory->generation || b->service_id != who->service_id)
 		return 0;
 	if (mid_flow)
 		return id;

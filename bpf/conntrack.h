@@ -132,6 +132,9 @@ static __always_inline int ct_keep_other(struct flow *f, struct scratch *s)
 	half = flows.lookup(key);
 	if (!half) {
 		*copy = *f;
+		/* evicted itself meanwhile, its memory may be another flow's */
+		if (flows.lookup(&s->packet.tuple) != f)
+			return 0;
 		copy->flags ^= FLOW_REPLY;
 		copy->packets = 0;
 		copy->bytes = 0;
@@ -194,6 +197,20 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 	if (f->flags & FLOW_DIRECT)
 		return 0;
 	return ct_keep_other(f, s);
+}
+
+/*
+ * A flow as it stands, NULL if there is none. The kernel gives an evicted entry's
+ * memory away at once: what is still found after it was read is whole, and its own.
+ */
+static __always_inline struct flow *ct_copy(const struct flow_key *key, struct flow *copy)
+{
+	struct flow *f = flows.lookup(key);
+
+	if (!f)
+		return NULL;
+	*copy = *f;
+	return flows.lookup(key) == f ? copy : NULL;
 }
 
 /* A flow as its first packet shows it, untranslated. */

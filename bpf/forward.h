@@ -398,7 +398,7 @@ static __always_inline int forward_error(struct __sk_buff *skb, enum hook hook, 
 	/* only who got the quoted packet, or a router on its way, may complain of it */
 	if (hook == HOOK_FROM_POD && !addr_equal(&p->tuple.src, &p->inner.src))
 		return -DROP_ICMP_QUOTE;
-	*found = flows.lookup(&p->inner);
+	*found = ct_copy(&p->inner, &s->draft.flow);
 	if (*found)
 		return (*found)->flags & FLOW_VIA_STACK ? ACTION_PASS : 0;
 	ct_draft(&s->draft, p, 0);

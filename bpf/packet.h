@@ -415,8 +415,11 @@ static __always_inline int packet_follow_fragment(struct packet *p)
 			return -DROP_FRAGMENT;
 		p->tuple.sport = seen->sport;
 		p->tuple.dport = seen->dport;
+		/* evicted meanwhile, and its memory another packet's */
+		if (fragments.lookup(&p->whole) != seen)
+			return -DROP_FRAGMENT;
 		/* an ICMP error, or another protocol, has none: a port would be chosen that it can't carry */
-		p->has_ports = seen->sport || seen->dport;
+		p->has_ports = p->tuple.sport || p->tuple.dport;
 	}
 	return 0;
 }

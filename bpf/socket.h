@@ -231,8 +231,14 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, bool mapped
 		return SOCKET_GO_ON;
 	socket_read(ctx, mapped, &to);
 	fe = socket_frontend(&to, &err);
-	if (!fe)
-		return err ? socket_refuse(err) : SOCKET_GO_ON;
+	if (!fe && err)
+		return socket_refuse(err);
+	if (!fe) {
+		/* a datagram socket may connect again, to what is nobody's frontend */
+		if (sockets.lookup(&cookie))
+			sockets.delete(&cookie);
+		return SOCKET_GO_ON;
+	}
 	err = socket_choose(&room, &to, fe, n, cookie);
 	if (err)
 		return socket_refuse(err);
@@ -305,36 +311,50 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx)
 	return SOCKET_GO_ON;
 }
 
-/* The frontend that a connected socket asked for, if this is the backend that it got. */
-static __always_inline struct socket_flow *socket_connected(__u64 cookie,
-							    const struct frontend_key *from)
+/* The frontend that a connected socket asked for, into *name, if from is the backend that it got. */
+static __always_inline bool socket_connected(__u64 cookie, const struct frontend_key *from,
+					     struct frontend_key *name)
 {
 	struct socket_flow *f = sockets.lookup(&cookie);
 
-	return f && addr_equal(&f->backend, &from->address) && f->backend_port == from->port ? f
-											     : NULL;
+	if (!f || !addr_equal(&f->backend, &from->address) || f->backend_port != from->port)
+		return false;
+	name->address = f->frontend;
+	name->port = f->frontend_port;
+	/* evicted meanwhile, its memory may be another socket's */
+	return sockets.lookup(&cookie) == f;
+}
+
+/* Likewise of a socket that sent to it without being connected. */
+static __always_inline bool socket_asked(__u64 cookie, const struct frontend_key *from,
+					 struct frontend_key *name)
+{
+	struct socket_key key = {};
+	struct socket_flow *f;
+
+	key.cookie = cookie;
+	key.address = from->address;
+	key.port = from->port;
+	key.side = SOCKET_FROM_BACKEND;
+	f = datagrams.lookup(&key);
+	if (!f)
+		return false;
+	name->address = f->frontend;
+	name->port = f->frontend_port;
+	return datagrams.lookup(&key) == f;
 }
 
 static __always_inline int socket_name(struct bpf_sock_addr *ctx, bool mapped, bool datagram)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct socket_key key = {};
-	struct frontend_key from = {};
-	struct socket_flow *f;
+	struct frontend_key from = {}, name = {};
 
 	if (!socket_node(ctx))
 		return SOCKET_GO_ON;
 	socket_read(ctx, mapped, &from);
-	f = socket_connected(cookie, &from);
-	if (!f && datagram) {
-		key.cookie = cookie;
-		key.address = from.address;
-		key.port = from.port;
-		key.side = SOCKET_FROM_BACKEND;
-		f = datagrams.lookup(&key);
-	}
-	if (f)
-		socket_write(ctx, mapped, &f->frontend, f->frontend_port);
+	if (socket_connected(cookie, &from, &name) ||
+	    (datagram && socket_asked(cookie, &from, &name)))
+		socket_write(ctx, mapped, &name.address, name.port);
 	return SOCKET_GO_ON;
 }
 

@@ -45,9 +45,10 @@ static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *
 		return ACTION_PASS;
 	if (err)
 		return err;
-	f = p->icmp_error ? flows.lookup(&p->inner) : flows.lookup(&p->tuple);
-	if (f && p->icmp_error) {
-		err = flow_translate_error(skb, p, f);
+	f = p->icmp_error ? NULL : flows.lookup(&p->tuple);
+	if (p->icmp_error) {
+		f = ct_copy(&p->inner, &s->draft.flow);
+		err = f ? flow_translate_error(skb, p, f) : 0;
 		if (err)
 			return err;
 	} else if (f) {
@@ -61,7 +62,7 @@ static __always_inline int to_pod_handle(struct __sk_buff *skb, struct scratch *
 			if (err)
 				return err;
 		}
-	} else if (!p->icmp_error) {
+	} else {
 		/* a full table costs the bypass, not the packet */
 		to_pod_remember(p, &s->draft);
 	}

@@ -34,11 +34,15 @@ static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratc
 	/* the node's own packets are the node's own business */
 	if (err)
 		return endpoints.lookup(&p->tuple.src) ? err : ACTION_PASS;
-	f = p->icmp_error ? flows.lookup(&p->inner) : flows.lookup(&p->tuple);
-	if (f && p->icmp_error) {
-		err = flow_translate_error(skb, p, f);
-		return err ? err : ACTION_PASS;
+	if (p->icmp_error) {
+		f = ct_copy(&p->inner, &s->draft.flow);
+		if (f) {
+			err = flow_translate_error(skb, p, f);
+			return err ? err : ACTION_PASS;
+		}
+		return endpoints.lookup(&p->tuple.src) ? -DROP_NO_FLOW : ACTION_PASS;
 	}
+	f = flows.lookup(&p->tuple);
 	if (f) {
 		err = ct_touch(f, s);
 		if (err)
@@ -51,8 +55,6 @@ static __always_inline int to_uplink_handle(struct __sk_buff *skb, struct scratc
 	}
 	if (!endpoints.lookup(&p->tuple.src))
 		return ACTION_PASS;
-	if (p->icmp_error)
-		return -DROP_NO_FLOW;
 	return to_uplink_masquerade(skb, p);
 }
 

@@ -274,6 +274,25 @@ def test_a_socket_is_forgotten_when_it_is_closed(node: AgentNode) -> None:
         assert maps.get(Table("sockets", Family.V4), cookie) is None
 
 
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_socket_that_connects_again_is_called_what_it_asked_for_last(
+    node: AgentNode, family: Family
+) -> None:
+    with life.connect(node.ns, family, CLUSTER_IP[family], PORT, DGRAM) as client:
+        client.settimeout(5)
+        assert _exchange(client, DGRAM) == b"hello"
+        assert client.getpeername()[:2] == (CLUSTER_IP[family], PORT)
+        backend = _backend(node, family, client)
+        client.connect((backend, TARGET))
+        assert client.getpeername()[:2] == (backend, TARGET)
+        assert _exchange(client, DGRAM) == b"hello"
+        with _maps(node) as maps:
+            assert maps.get(Table("sockets", family), _cookie(client)) is None
+        client.connect((CLUSTER_IP[family], PORT))
+        assert client.getpeername()[:2] == (CLUSTER_IP[family], PORT)
+        assert _exchange(client, DGRAM) == b"hello"
+
+
 @every
 def test_a_connected_socket_is_closed_within_a_second_of_its_backend_s_removal(
     cluster: Cluster, node: AgentNode, family: Family, kind: int

@@ -176,6 +176,19 @@ def test_a_clients_next_flow(here: Node, change: Change, stays: bool) -> None:
     assert {opened(here, INSIDE.format(port)) for port in range(51000, 51005)} == {after}
 
 
+def test_a_memory_never_leads_to_another_services_backend(here: Node) -> None:
+    """As a reader finds it whose client was evicted meanwhile, and the entry given to another's."""
+    here.put_service(STICKY)
+    opened(here, INSIDE.format(40000))
+    others = tuple(replace(b, id=b.id + 10) for b in BACKENDS)
+    here.put_service(replace(STICKY_UDP, backends=others))
+    other = opened(here, "udp client:40000 > pair:53")
+    theirs = here.get("affinity", AffinityKey(here.addresses["client"], STICKY_UDP.id))
+    here.put("affinity", AffinityKey(here.addresses["client"], STICKY.id), theirs)
+    assert other in {b.id for b in others}
+    assert opened(here, INSIDE.format(40001)) in {b.id for b in BACKENDS}
+
+
 def test_a_set_that_is_empty_has_nobody_to_go_back_to(here: Node) -> None:
     here.put_service(STICKY)
     opened(here, INSIDE.format(40000))
