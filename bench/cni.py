@@ -21,8 +21,8 @@ from typing import Any
 
 from bench.measure import Figures, Goal, Result, alternate, pick
 from bench.ours import lab, pod
-from bench.topology import Net
 from dataplane.model.errors import BadEnvironment
+from tests.cluster.net import Net
 
 ROUNDS, CALLS, AT_ONCE = 5, 20, 100
 NODE = "node-1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bench import load, ours
 from bench.measure import Goal, Result, alternate, pick
+from tests.cluster.services import cluster_ip
 
 SECONDS = 0.5
 MANY = 10_000
@@ -21,7 +22,7 @@ def new_connections() -> list[Result]:
         many.stop_stand_in("server")
         one.stop_stand_in("server")
         with load.server(many.place("server")), load.server(one.place("server")):
-            first = ours.cluster_ip(0)
+            first = cluster_ip(0)
             a, b = alternate(
                 lambda: load.run("tcp-crr", many.target("client", first, MANY), SECONDS),
                 lambda: load.run("tcp-crr", one.target("client", first), SECONDS),

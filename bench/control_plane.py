@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure import Figures, Goal, Result, pick
-from bench.start import ROUNDS, bpffs, timed
+from bench.start import ROUNDS, timed
 from dataplane.agent import collector
 from dataplane.agent.config import DEFAULT_SIZES
 from dataplane.core.desired import Desired, Limits, Settings
@@ -37,6 +37,7 @@ from dataplane.model.objects import (
     SliceEndpoint,
     SlicePort,
 )
+from tests.cluster.net import bpffs
 
 SERVICES, BACKENDS, CHANGES = 10_000, 10, 200
 FIRST_CLUSTER_IP, FIRST_POD = IPv4Address("10.96.0.1"), IPv4Address("10.128.0.1")

@@ -21,6 +21,7 @@ from bench.load import Target
 from bench.measure import Figures, Goal, Result, alternate, pick
 from dataplane.agent.config import DSR, SNAT
 from dataplane.model.net import Family
+from tests.cluster.net import inside
 from tests.network import life
 from tests.network.cluster import SIZES, Cluster
 from tests.network.life import NODE_PORT, TARGET
@@ -35,7 +36,7 @@ def direct_return() -> list[Result]:
         (direct, near), (back, other) = (stack.enter_context(_nodes(mode)) for mode in (DSR, SNAT))
         a, b = alternate(lambda: _figures(direct), lambda: _figures(back))
         for pod in (near, other):
-            off = load.inside(pod, "ethtool", "-K", "eth0", "tso", "off", "gso", "off")
+            off = inside(pod, "ethtool", "-K", "eth0", "tso", "off", "gso", "off")
             subprocess.run(off, check=True, capture_output=True)
         c, d = alternate(lambda: _fetched(direct), lambda: _fetched(back))
     gbit, goal = "gbit_per_second", Goal("ratio", at_least=1.3)

@@ -23,25 +23,17 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from bench import from_api, load
-from bench.api import Api, services
 from bench.connections import MANY, SECONDS
-from bench.from_api import (
-    CHANGING,
-    FIRST_POD,
-    agent_of,
-    await_true,
-    changes_of,
-    fill,
-    percentile,
-    plug,
-    server,
-)
+from bench.from_api import changes_of, percentile
 from bench.load import Target
 from bench.measure import Figures, Goal, Result, pick
-from bench.ours import cluster_ip
-from bench.topology import Net, routed
+from bench.topology import routed
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import IPAddress
+from tests.cluster.agent import CHANGING, FIRST_POD, agent_of, await_true, fill, plug, server
+from tests.cluster.api import Api
+from tests.cluster.net import Net, inside
+from tests.cluster.services import cluster_ip, services
 
 MODES = ("nftables", "iptables")
 PEER_ADDRESS = {"nftables": "172.29.0.13", "iptables": "172.29.0.14"}
@@ -130,7 +122,7 @@ def _rates(sides: dict[str, _Side], span: int) -> Rates:
         for name, side in sides.items():
             if side.node is not None:
                 # The kernel's table of flows has one limit for the machine: what is left goes.
-                flush = load.inside(side.node, "conntrack", "-F")
+                flush = inside(side.node, "conntrack", "-F")
                 subprocess.run(flush, capture_output=True, check=True)
             rounds[name].append(load.run("tcp-crr", side.target(span), SECONDS))
     return {name: pick(found, "per_second") for name, found in rounds.items()}

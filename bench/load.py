@@ -15,10 +15,11 @@ from pathlib import Path
 
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import IPAddress
+from tests.cluster.net import inside
+from tests.cluster.services import PORT
 
 TOOL = Path(__file__).resolve().parent.parent / "build" / "podlane-bench-load"
 CLIENT_CPU, SERVER_CPU = 0, 1
-PORT = 7070
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,6 @@ class Target:
     address: IPAddress
     port: int = PORT
     span: int = 1
-
-
-def inside(place: Path, *command: str) -> list[str]:
-    """A command line that runs in this network namespace."""
-    return ["nsenter", f"--net={place}", "--", *command]
 
 
 @contextmanager

@@ -22,14 +22,13 @@ from typing import Any
 
 import yaml
 
-from bench.load import PORT, Target, inside
+from bench.load import Target
 from dataplane.lab.state import LabFiles, processes
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import IPAddress
-
-PODLANE = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "podlane"
-NAMESPACE = "bench"
-FIRST_CLUSTER_IP = IPv4Address("10.96.100.0")
+from tests.cluster.net import inside
+from tests.cluster.podlane import PODLANE
+from tests.cluster.services import NAMESPACE, PORT, cluster_ip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +101,6 @@ def pod(name: str, node: str) -> dict[str, Any]:
         "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": name}},
         "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
     }
-
-
-def cluster_ip(number: int) -> IPv4Address:
-    """The address of the number-th Service."""
-    return FIRST_CLUSTER_IP + number
 
 
 def service(number: int, app: str) -> dict[str, Any]:

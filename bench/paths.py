@@ -6,6 +6,7 @@ from __future__ import annotations
 from bench import load, ours, topology
 from bench.load import Target
 from bench.measure import Figures, Goal, Result, alternate, pick
+from tests.cluster.services import cluster_ip
 
 STREAM_SECONDS, REQUEST_SECONDS = 0.3, 0.3
 THROUGHPUT = Goal("ratio", at_least=0.97)
@@ -66,7 +67,7 @@ def _one_node(name: str, *, through_service: bool) -> list[Result]:
             load.server(lab.place("server")),
             load.server(peer_place),
         ):
-            address = ours.cluster_ip(1) if through_service else lab.address("server")
+            address = cluster_ip(1) if through_service else lab.address("server")
             return compare(name, lab.target("client", address), peer)
 
 
@@ -76,7 +77,7 @@ def host_to_clusterip() -> list[Result]:
     with ours.lab(objects, nodes=1) as lab:
         lab.stop_stand_in("server")
         node = lab.files.node_netns("node-1")
-        service, direct = Target(node, ours.cluster_ip(1)), Target(node, lab.address("server"))
+        service, direct = Target(node, cluster_ip(1)), Target(node, lab.address("server"))
         with load.server(lab.place("server")):
             a, b = alternate(lambda: _requests(service), lambda: _requests(direct))
     return [

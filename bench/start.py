@@ -6,16 +6,15 @@ The bpffs is the bench's own, in a folder that is taken away again.
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.measure import Goal, Result
 from dataplane.agent.config import DEFAULT_SIZES
 from dataplane.kernel import compiler, loader
+from tests.cluster.net import bpffs
 
 ROUNDS = 5
 
@@ -56,14 +55,3 @@ def loading() -> list[Result]:
 def load(path: Path, pins: Path) -> None:
     """What a node's start does with its bundle, at the sizes that it has by default."""
     loader.load(path, pins, DEFAULT_SIZES).close()
-
-
-@contextmanager
-def bpffs(folder: Path) -> Iterator[Path]:
-    """A bpffs of our own."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
-    try:
-        yield folder / "podlane"
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.api import SLICES, Api, Connection
-from bench.from_api import CHANGING, OURS, Agent, agent_of, fill, server, slice_of
-from bench.load import PORT
-from bench.ours import cluster_ip
-from bench.topology import Net
 from dataplane.kernel import netns
+from tests.cluster.agent import CHANGING, OURS, Agent, agent_of, fill, server, slice_of
+from tests.cluster.api import Api, Connection
 from tests.cluster.hosts import run, wait_for
+from tests.cluster.net import Net
+from tests.cluster.services import PORT, SLICES, cluster_ip
 
 GONE_SECONDS = 60.0
 SERVICES = range(CHANGING - 50, CHANGING + 50)

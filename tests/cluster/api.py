@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real etcd and API server in a namespace of their own, filled with Services.
+"""A real etcd and API server in a namespace of their own.
 
-    control (etcd, API server) ── bridge, 172.29.0.0/24 ── the nodes that a bench makes
+    control (etcd, API server) ── bridge, 172.29.0.0/24 ── the nodes that others make
 
 No controllers: what is there was put there. Must not know who watches.
 """
@@ -19,19 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.load import PORT
-from bench.ours import NAMESPACE, cluster_ip
 from dataplane.kernel import netns
 from dataplane.model.errors import BadEnvironment
-from dataplane.model.net import IPAddress
 from tests.cluster import build, places
 from tests.cluster.control import Control
 from tests.cluster.hosts import Hosts
 from tests.cluster.places import Places
+from tests.cluster.services import NAMESPACE
 
-SERVICES = f"/api/v1/namespaces/{NAMESPACE}/services"
-SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
-NODE = "node-1"
 _WRITERS = 4
 _PATIENCE_SECONDS = 60
 
@@ -63,7 +58,7 @@ class Connection:
     def follow(self, path: str) -> socket.socket:
         """Ask for a watch; the socket on which it comes, which does not block."""
         assert self._http.sock is not None
-        self._http.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        self._http.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: api\r\n\r\n".encode())
         self._http.sock.setblocking(False)
         return self._http.sock
 
@@ -115,56 +110,3 @@ def api() -> Iterator[Api]:
         yield found
     finally:
         hosts.destroy()
-
-
-def services(numbers: range, backend: IPAddress) -> Iterator[tuple[str, dict[str, Any]]]:
-    """ClusterIP Services of one TCP port, each with a slice of one endpoint."""
-    for number in numbers:
-        yield service(number, "TCP")
-        yield SLICES, endpoint_slice(number, "TCP", PORT, [(backend, NODE)])
-
-
-def service(number: int, protocol: str) -> tuple[str, dict[str, Any]]:
-    """The number-th Service, of one port."""
-    ports = [{"name": "a", "port": PORT, "protocol": protocol}]
-    return (
-        SERVICES,
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": f"service-{number}"},
-            "spec": {"clusterIP": str(cluster_ip(number)), "ports": ports},
-        },
-    )
-
-
-def endpoint_slice(
-    number: int, protocol: str, port: int, ends: Iterable[tuple[IPAddress, str]]
-) -> dict[str, Any]:
-    """The slice of the number-th Service: ready endpoints, by address and node."""
-    name = f"service-{number}"
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
-        "ports": [{"name": "a", "port": port, "protocol": protocol}],
-        "endpoints": [
-            {"addresses": [str(address)], "nodeName": at, "conditions": {"ready": True}}
-            for address, at in ends
-        ],
-    }
-
-
-def node(address: str, pod_cidr: str) -> tuple[str, dict[str, Any]]:
-    """The Node that all who watch take themselves for."""
-    return (
-        "/api/v1/nodes",
-        {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": NODE},
-            "spec": {"podCIDR": pod_cidr, "podCIDRs": [pod_cidr]},
-            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
-        },
-    )
