@@ -315,6 +315,7 @@ class NodeDatapath:
             self._known.nodes.values(),
             node.own_addresses(self._links, self._facts),
             node.others_routes(self._links),
+            self._known.left_alone,
         )
 
     # -- settings of core ------------------------------------------------------------

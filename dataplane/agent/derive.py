@@ -85,12 +85,14 @@ def route_facts(
     nodes: Collection[Node],
     addresses: tuple[IPAddress, ...],
     kernel: tuple[KernelRoute, ...],
+    left_alone: tuple[IPAddress, ...],
 ) -> RouteFacts:
     """What the routes depend on.
 
     Args:
         addresses: every address of the node that others may reach it by.
         kernel: its main table, without what podlane put there.
+        left_alone: ClusterIPs that another proxy serves.
     """
     return RouteFacts(
         node=facts.name,
@@ -102,6 +104,7 @@ def route_facts(
         cluster_cidrs=cluster_cidrs(config, facts, nodes),
         service_cidrs=config.service_cidrs,
         non_masquerade_cidrs=config.non_masquerade_cidrs,
+        left_alone=left_alone,
         uplinks=frozenset(uplink.index for uplink in facts.uplinks),
         kernel=kernel,
     )

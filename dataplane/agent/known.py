@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the source says of nodes and Service ranges, and whether it still fits this node.
+"""What the source says of nodes, Service ranges and others' Services, and whether it still fits this node.
 
 A node's pod ranges are those that it was brought up with, whatever its Node object says
 later: pods live in them. Must not read the kernel or write maps.
@@ -11,18 +11,20 @@ from dataclasses import replace
 
 from dataplane.agent.config import Config
 from dataplane.agent.facts import Facts
+from dataplane.core.frontends import left_alone
 from dataplane.model.net import IPAddress, IPNetwork
-from dataplane.model.objects import Batch, Kind, Node, ObjectKey, Problem, ServiceCIDR
+from dataplane.model.objects import Batch, Kind, Node, ObjectKey, Problem, Service, ServiceCIDR
 
 
 class Known:
-    """Nodes by name and the Service ranges, as of the last batch."""
+    """Nodes by name, the Service ranges and others' Services, as of the last batch."""
 
     def __init__(self, given: Config) -> None:
         self._given = given
         self.config = given
         self.nodes: dict[str, Node] = {}
         self._ranges: dict[str, ServiceCIDR] = {}
+        self._skipped: dict[ObjectKey, Service] = {}
 
     def take(self, batch: Batch) -> bool:
         """Take in a batch; whether it changed anything here. `config` has the ranges then."""
@@ -32,6 +34,8 @@ class Known:
                 changed |= self.nodes.pop(key.name, None) is not None
             elif key.kind_name == Kind.SERVICE_CIDR.value:
                 changed |= self._ranges.pop(key.name, None) is not None
+            else:
+                changed |= self._skipped.pop(key, None) is not None
         for one in batch.upserts:
             if isinstance(one, Node):
                 changed |= self.nodes.get(one.name) != one
@@ -39,10 +43,23 @@ class Known:
             elif isinstance(one, ServiceCIDR):
                 changed |= self._ranges.get(one.name) != one
                 self._ranges[one.name] = one
+            elif isinstance(one, Service):
+                changed |= self._take_skipped(one)
         if changed and not self._given.service_cidrs:
             found = {cidr for one in self._ranges.values() for cidr in one.cidrs}
             self.config = replace(self._given, service_cidrs=_sorted(found))
         return changed
+
+    def _take_skipped(self, one: Service) -> bool:
+        before = self._skipped.pop(one.key, None)
+        if one.skipped:
+            self._skipped[one.key] = one
+        return (before.cluster_ips if before else ()) != (one.cluster_ips if one.skipped else ())
+
+    @property
+    def left_alone(self) -> tuple[IPAddress, ...]:
+        """ClusterIPs of Services that another proxy serves."""
+        return left_alone(self._skipped.values())
 
     def addresses(self, facts: Facts) -> tuple[IPAddress, ...]:
         """The node's own: the config's, else its Node's, else those that it was brought up with."""

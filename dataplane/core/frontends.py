@@ -131,6 +131,12 @@ def is_served(service: Service) -> bool:
     return service.type in SERVED and not service.skipped
 
 
+def left_alone(services: Iterable[Service]) -> tuple[IPAddress, ...]:
+    """The ClusterIPs that another proxy serves; sorted, each once."""
+    found = {address for one in services if one.skipped for address in one.cluster_ips}
+    return tuple(sorted(found, key=lambda a: (a.version, a)))
+
+
 def address_claims(
     service: Service, settings: Settings, problems: set[Problem]
 ) -> dict[FrontendKey, Claim]:

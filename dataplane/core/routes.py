@@ -3,8 +3,8 @@
 
 The programs ask only these tables where a destination is, so what matters of the
 kernel's routes is mirrored here. On equal prefixes the later of these wins: kernel
-routes, nonMasqueradeCIDRs, Service and cluster ranges, pod ranges, other nodes'
-addresses, own addresses. Must not read the kernel.
+routes, nonMasqueradeCIDRs, Service and cluster ranges, other proxies' Services, pod
+ranges, other nodes' addresses, own addresses. Must not read the kernel.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class RouteFacts:
         routers: its own addresses among its pods.
         pod_cidrs: its own.
         cluster_cidrs, service_cidrs, non_masquerade_cidrs: as configured or found.
+        left_alone: ClusterIPs of Services that another proxy serves, in the node's stack.
         uplinks: interface indexes of the uplinks.
         kernel: the main table, of which routes inside our own ranges are not looked at.
         underlay: the outer family of tunnels between nodes that have both. All nodes must
@@ -60,6 +61,7 @@ class RouteFacts:
     routers: tuple[IPAddress, ...] = ()
     service_cidrs: tuple[IPNetwork, ...] = ()
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
+    left_alone: tuple[IPAddress, ...] = ()
     uplinks: frozenset[int] = frozenset()
     kernel: tuple[KernelRoute, ...] = ()
     underlay: Family = Family.V4
@@ -90,6 +92,8 @@ def make_routes(facts: RouteFacts, nodes: Iterable[Node]) -> Routes:
         routes.put(prefix, RouteRow(RouteKind.UNREACHABLE, CLUSTER))
     for prefix in facts.service_cidrs:
         routes.put(prefix, RouteRow(RouteKind.SERVICE))
+    for address in facts.left_alone:
+        routes.put(_host(address), RouteRow(RouteKind.STACK))
     owners: dict[IPNetwork, str] = {}
     for prefix in facts.pod_cidrs:
         owners[prefix] = facts.node

@@ -23,7 +23,7 @@ from dataplane.explain.scene import Needs, Scene
 from dataplane.explain.scratch import Scratch
 from dataplane.explain.trials import FIRST_PORT, FORWARD, PASS, PacketTrials
 from dataplane.kernel.bundle import Bundle
-from dataplane.model.constants import FrontendKind
+from dataplane.model.constants import FrontendKind, NodeFlag, ServiceFlag
 from dataplane.model.net import Protocol
 from dataplane.model.objects import Node
 
@@ -135,19 +135,37 @@ def _explained(finding: Finding, scene: Scene, world: World | None) -> Explained
 def masquerade(finding: Finding, scene: Scene) -> bool:
     """Whether the Service translation hides the sender behind an address of this node.
 
+    Backends that are the node itself see the sender whatever the rules say
+    (docs/decisions/0010), so where all are, what the rules say stands in the tables alone.
+
     A socket's partner is chosen before it has a source, which the kernel then takes from this
     node's addresses. So what the rules ask of the node's own flows is so; all but a pod's
     host port, and a ClusterIP asked from an address of the cluster ranges: these they leave alone.
     """
-    if not finding.from_node:
-        return finding.masquerade
     if finding.verdict != FORWARD or finding.frontend is None:
         return False
+    if not finding.from_node:
+        ends_here = all(scene.is_node(one.row.address) for one in finding.reached)
+        return _is_marked(finding, scene) if ends_here else finding.masquerade
     kind = finding.frontend[1].kind
     if kind == FrontendKind.HOST_PORT:
         return False
-    cluster_ip = kind == FrontendKind.CLUSTER_IP
-    return not cluster_ip or scene.masquerade_all or not scene.in_cluster(finding.question.source)
+    inside = kind == FrontendKind.CLUSTER_IP and scene.in_cluster(finding.question.source)
+    return not inside or scene.has(NodeFlag.MASQUERADE_ALL)
+
+
+def _is_marked(finding: Finding, scene: Scene) -> bool:
+    """Whether the tables say that flows like this one are hidden."""
+    assert finding.frontend is not None
+    assert finding.service is not None
+    kind = finding.frontend[1].kind
+    inside = scene.in_cluster(finding.question.source)
+    if kind == FrontendKind.HOST_PORT:
+        return False
+    if kind == FrontendKind.CLUSTER_IP:
+        return not inside or scene.has(NodeFlag.MASQUERADE_ALL)
+    goes_direct = not inside and scene.has(NodeFlag.DIRECT)
+    return not goes_direct and not finding.service.flags & ServiceFlag.EXTERNAL_LOCAL
 
 
 def _text(value: object) -> str:

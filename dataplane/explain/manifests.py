@@ -23,6 +23,7 @@ from dataplane.agent.facts import (
 )
 from dataplane.core.addresses import router_address
 from dataplane.core.desired import Desired, Limits, Settings
+from dataplane.core.frontends import left_alone
 from dataplane.core.hostports import host_port_objects
 from dataplane.core.plan import PEERS, ROUTES, Key, Row
 from dataplane.core.reference import World
@@ -112,7 +113,8 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
         vxlan=facts.mode == VXLAN,
         nodes={address: node.name for node in nodes.values() for address in node.addresses},
     )
-    route_problems = _fill_node(scene, config, facts, nodes)
+    others = left_alone(one for one in everything.values() if isinstance(one, Service))
+    route_problems = _fill_node(scene, config, facts, nodes, others)
     _place_endpoints(scene, nodes, everything.values())
     world = _world(config, facts, settings, everything.values(), scene)
     unserved = tuple(sorted({*problems, *desired.problems(), *route_problems}))
@@ -206,13 +208,17 @@ def _facts(
 
 
 def _fill_node(
-    scene: Scene, config: Config, facts: Facts, nodes: Mapping[str, Node]
+    scene: Scene,
+    config: Config,
+    facts: Facts,
+    nodes: Mapping[str, Node],
+    others: tuple[IPAddress, ...],
 ) -> list[Problem]:
     """The rows that agents write besides those of Services; what is wrong with Nodes."""
     primary = {family_of(address) for address in facts.addresses}
     # A way to the world in each family that the node has an address of.
     kernel = tuple(KernelRoute(d, DEVICE) for d in DEFAULTS if family_of(d) in primary)
-    found = derive.route_facts(config, facts, nodes.values(), facts.addresses, kernel)
+    found = derive.route_facts(config, facts, nodes.values(), facts.addresses, kernel, others)
     routes = make_routes(found, nodes.values())
     for family in Family:
         # A copy's flows are all new, so no bound of the node's is ever near.

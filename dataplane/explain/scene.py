@@ -96,10 +96,10 @@ class Scene:
     def is_node(self, address: IPAddress) -> bool:
         return address in self.addresses or address.is_loopback
 
-    @property
-    def masquerade_all(self) -> bool:
+    def has(self, flag: NodeFlag) -> bool:
+        """Whether the node's own record has a setting."""
         rows = (row for t in NODE.values() for row in self.tables.get(t, {}).values())
-        return any(isinstance(row, NodeRow) and row.flags & NodeFlag.MASQUERADE_ALL for row in rows)
+        return any(isinstance(row, NodeRow) and row.flags & flag for row in rows)
 
     # ---- lookups as the programs make them ----
     def frontend(

@@ -150,6 +150,8 @@ def _forward(finding: Finding, scene: Scene) -> Iterator[str]:
         yield from _called(finding, one)
         return
     yield from _translation(finding, one)
+    if scene.is_node(one.row.address):
+        yield "the backend is this node itself: its stack sees the sender's own address"
     yield from _way(finding.first, scene, one.row.address)
     yield from _unlike(finding, one)
 

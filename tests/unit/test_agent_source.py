@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -14,7 +15,7 @@ from dataplane.agent.config import Config
 from dataplane.agent.facts import Facts
 from dataplane.agent.known import Known
 from dataplane.model.errors import BadInput
-from dataplane.model.objects import Batch, Node, Problem, ServiceCIDR
+from dataplane.model.objects import Batch, Node, Problem, Service, ServiceCIDR, ServiceType
 
 CONFIG = Config(node_name="one")
 RANGE, OTHER = ip_network("10.244.1.0/24"), ip_network("10.244.9.0/24")
@@ -71,6 +72,22 @@ def test_service_ranges_of_the_source_count_unless_the_config_gives_some() -> No
     given = Known(Config("one", service_cidrs=(ip_network("10.0.0.0/16"),)))
     assert given.take(Batch((ranges,), synced=True))
     assert [str(one) for one in given.config.service_cidrs] == ["10.0.0.0/16"]
+
+
+def test_the_cluster_ips_of_other_proxies_are_known_as_long_as_they_are_theirs() -> None:
+    known = Known(CONFIG)
+    theirs = Service(
+        "shop", "web", ServiceType.CLUSTER_IP, (ip_address("10.96.0.9"),), skipped="a label"
+    )
+    ours = replace(theirs, skipped="")
+    assert not known.take(Batch((ours,), synced=True))
+    assert known.take(Batch((theirs,), synced=True))
+    assert not known.take(Batch((replace(theirs, created="later"),), synced=True))
+    assert known.left_alone == theirs.cluster_ips
+    assert known.take(Batch((ours,), synced=True))
+    assert known.take(Batch((theirs,), synced=True))
+    assert known.take(Batch(deletes=(theirs.key,), synced=True))
+    assert known.left_alone == ()
 
 
 def test_a_range_that_changes_and_a_node_that_goes_are_named() -> None:

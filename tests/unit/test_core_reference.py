@@ -368,7 +368,14 @@ def test_a_pod_that_reaches_itself_is_hidden() -> None:
 
 def test_a_backend_of_the_nodes_own_sees_the_client() -> None:
     got = ask(world(SERVICE, piece(endpoint(HERE, node_name="here"))), OUTSIDE, BALANCER)
-    assert (got.masquerade, got.packets[0].source) == (False, ip_address(OUTSIDE))
+    assert (got.hidden, got.packets[0].source) == (frozenset(), ip_address(OUTSIDE))
+
+
+def test_what_the_rules_say_of_a_flow_is_the_same_whoever_is_the_backend() -> None:
+    mine = world(SERVICE, piece(endpoint(HERE, node_name="here")))
+    assert ask(mine, OUTSIDE, BALANCER).masquerade
+    assert not ask(mine, LOCAL, CLUSTER_IP).masquerade
+    assert not ask(replace(mine, direct_return=True), OUTSIDE, BALANCER).masquerade
 
 
 def test_a_client_is_hidden_behind_the_uplink_from_the_world() -> None:

@@ -51,6 +51,14 @@ TWO = node("two", "192.0.2.2 2001:db8::2", "10.244.2.0/24 fd00:10:244:2::/64")
 NATIVE = replace(FACTS, vxlan=False)
 
 
+def test_the_cluster_ip_of_another_proxys_service_is_the_stacks() -> None:
+    facts = replace(FACTS, left_alone=(ip_address("10.96.0.9"), ip_address("fd00:10:96::9")))
+    routes = make_routes(facts, [TWO])
+    assert lookup(routes, "10.96.0.9") == RouteRow(RouteKind.STACK)
+    assert lookup(routes, "fd00:10:96::9") == RouteRow(RouteKind.STACK)
+    assert lookup(routes, "10.96.0.8").kind == RouteKind.SERVICE
+
+
 def row(routes: Routes, prefix: str) -> RouteRow | None:
     found = ip_network(prefix)
     return routes.rows[Family(found.version)].get(RouteKey(found.prefixlen, found.network_address))

@@ -220,6 +220,7 @@ _PASSES = {
     Where.POD: rules.POD,
     Where.OTHER_PODS: rules.POD,
     Where.NO_POD: rules.HOST,
+    Where.OTHER_PROXY: rules.OTHER_PROXY,
 }
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an address is, as this node sees it: itself, a pod, the cluster, the world.
 
-Must not know Services beyond their range of addresses.
+Must not know Services beyond their addresses.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Where(enum.Enum):
     OTHER_PODS = enum.auto()  # another node's pod range
     NO_NODE = enum.auto()  # a cluster range that no node has
     SERVICES = enum.auto()  # a Service range
+    OTHER_PROXY = enum.auto()  # the ClusterIP of a Service that another proxy serves
     PEER = enum.auto()  # another node
     WORLD = enum.auto()
 
@@ -70,6 +71,9 @@ def _ranges(world: World, own: frozenset[IPAddress]) -> Iterator[tuple[IPNetwork
         yield cidr, Where.NO_NODE
     for cidr in world.service_cidrs:
         yield cidr, Where.SERVICES
+    for service in world.services:
+        for address in service.cluster_ips if service.skipped else ():
+            yield ip_network(address), Where.OTHER_PROXY
     for cidr in world.pod_cidrs:
         yield cidr, Where.NO_POD
     others = [node for node in world.nodes if node.name != world.node]

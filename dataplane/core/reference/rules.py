@@ -139,6 +139,11 @@ MASQUERADE_PORT = Rule(
 HOST = Rule("host", "an address of this node: its own stack answers", "docs/architecture.md")
 LINK = Rule("link", "an address of the link: the node's stack knows it", "docs/architecture.md")
 POD = Rule("pod", "straight to a pod", "docs: cluster networking")
+OTHER_PROXY = Rule(
+    "other-proxy",
+    "the ClusterIP of a Service that another proxy serves: the node's stack has it",
+    "docs: service.kubernetes.io/service-proxy-name",
+)
 NETWORK = Rule("network", "outside the cluster", "docs: cluster networking")
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

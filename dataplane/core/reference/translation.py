@@ -16,7 +16,10 @@ from dataplane.model.net import Family, IPAddress
 
 @dataclass(frozen=True, slots=True)
 class Hiding:
-    """masquerade: what the rules say of the flow; hidden: the backends that don't see its source."""
+    """masquerade: what the rules say of the flow; hidden: the backends that don't see its source.
+
+    A backend that is the node itself sees the source whatever the rules say.
+    """
 
     masquerade: bool
     hidden: frozenset[Place]
@@ -29,14 +32,16 @@ def hiding_of(
     if asks_to_hide(world, flow, frontend):
         # kube-proxy marks them too, but masquerades in POSTROUTING, where what is for the node
         # itself never comes (docs/decisions/0010).
-        hidden = frozenset(b for b in backends if b[0] not in places_of(world).own)
+        own = frozenset(b for b in backends if b[0] in places_of(world).own)
+        hidden = backends - own
         if goes_direct(world, flow, frontend):
             # The nodes that have the pods answer themselves; what is no pod has no such node.
             nowhere = (Where.PEER, Where.WORLD)
             hidden = frozenset(b for b in hidden if where_is(world, b[0]) in nowhere)
+            return Hiding(bool(hidden), hidden)
         if flow.entry is Entry.NODE:
             hidden = backends  # its own address is one of this node, whoever it asks
-        return Hiding(bool(hidden), hidden)
+        return Hiding(bool(backends), hidden)
     # A pod that reaches itself would see its own address as the client's.
     hidden = frozenset(b for b in backends if b[0] == flow.source)
     if frontend.door.is_external and takes_short_cut_by_uplink(world, flow):

@@ -137,7 +137,7 @@ class Answer:
     """What becomes of a flow.
 
     backends: all that may be picked; empty unless it is forwarded.
-    masquerade: the Service translation rewrites the source to an address of this node.
+    masquerade: the rules have the source rewritten to an address of this node.
     hidden: the backends towards which it does; a pod that may pick itself is hidden from
         itself alone, and then `masquerade` is false unless there is no other.
     service: "namespace/name:port" of the Service port that was asked, or "".

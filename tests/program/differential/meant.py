@@ -103,7 +103,7 @@ def _leads_to(world: World, question: FlowQuestion, got: Answer, to: IPAddress) 
     if where is Where.POD:
         return POD, device_of(Entry.POD, to)
     if got.verdict is Verdict.PASS and (
-        question.entry is Entry.OUTSIDE or got.rule in (rules.LINK, rules.HOST)
+        question.entry is Entry.OUTSIDE or got.rule in (rules.LINK, rules.HOST, rules.OTHER_PROXY)
     ):
         return PASS, 0
     if where is Where.HERE:

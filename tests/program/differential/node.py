@@ -14,9 +14,10 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from dataplane.core.desired import Desired, Limits, Settings
+from dataplane.core.frontends import left_alone
 from dataplane.core.plan import Grace, Plan
 from dataplane.core.reference import Entry, World
-from dataplane.core.routes import KernelRoute, RouteFacts, make_routes
+from dataplane.core.routes import KernelRoute, RouteFacts, Routes, make_routes
 from dataplane.kernel import bpf, loader
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath
@@ -38,7 +39,7 @@ SIZES = {
     "slots": 2048,
     "backends": 512,
     "names": 512,
-    "routes": 64,
+    "routes": 128,
     "endpoints": 16,
     "endpoint_flows": 8,
     "endpoint_counters": 8,
@@ -66,6 +67,7 @@ class Stage:
         self._ways: dict[tuple[object, ...], Way] = {}
         self._desired = Desired(Settings("", (), ()), LIMITS, {})
         self._objects: Objects = {}
+        self._routes, self._left_alone = Routes(), left_alone(())
         self._now = 0.0
         # so that no budget of answers runs out in the midst of a test
         budgets = [datapath.maps[Table("answer_budget", family)] for family in Family]
@@ -87,6 +89,7 @@ class Stage:
         deletes = tuple(key for key in self._objects if key not in objects)
         self._objects = objects
         self._desired.apply(Batch(upserts, deletes, synced=True))
+        self._settle_routes(world)
         self._now += STEP_SECONDS
         plan = self._desired.plan(self._now)
         # nothing runs meanwhile, so there is nothing to wait for
@@ -118,7 +121,8 @@ class Stage:
         flags = NodeFlag.VXLAN if world.vxlan else NodeFlag(0)
         if world.masquerade_all:
             flags |= NodeFlag.MASQUERADE_ALL
-        routes = make_routes(route_facts(world), world.nodes)
+        self._routes = make_routes(route_facts(world), world.nodes)
+        self._left_alone = left_alone(world.services)
         for family in world.families:
             tables.family = family
             row = rows.NodeRow(
@@ -143,10 +147,24 @@ class Stage:
             for number, device in enumerate(cluster.POD_DEVICES, 1):
                 address = cluster.PODS[number - 1][family]
                 tables.put("endpoints", address, rows.EndpointRow(device, number, cluster.POD_MAC))
-            for key, route in routes.rows[family].items():
+            for key, route in self._routes.rows[family].items():
                 tables.put("routes", key, route)
-        for peer in routes.peers:
+        for peer in self._routes.peers:
             tables.put("peers", peer, rows.PeerRow(1))
+
+    def _settle_routes(self, world: World) -> None:
+        """Other proxies' Services are all of a world's objects that routes hang on."""
+        if left_alone(world.services) == self._left_alone:
+            return
+        before, self._left_alone = self._routes, left_alone(world.services)
+        self._routes = make_routes(route_facts(world), world.nodes)
+        for family in world.families:
+            self._tables.family = family
+            rows_now = self._routes.rows[family]
+            for key in before.rows[family].keys() - rows_now.keys():
+                self._tables.delete("routes", key)
+            for key in rows_now.keys() - before.rows[family].keys():
+                self._tables.put("routes", key, rows_now[key])
 
 
 def _per_cpu(size: int) -> int:
@@ -179,6 +197,7 @@ def route_facts(world: World) -> RouteFacts:
         cluster_cidrs=world.cluster_cidrs,
         service_cidrs=world.service_cidrs,
         non_masquerade_cidrs=world.non_masquerade_cidrs,
+        left_alone=left_alone(world.services),
         uplinks=frozenset({cluster.UPLINK}),
         kernel=(
             *(KernelRoute(default, cluster.UPLINK) for default in defaults),

@@ -109,7 +109,11 @@ def service(name: str = "web", **spec: Any) -> Object:
     }  # fmt: skip
 
 
-_AT = {"a1": "here", "a2": "here", "b1": "there", "b2": "there", "stray": "there", "lost": "gone"}
+_AT = {
+    **dict.fromkeys(("here", "a1", "a2"), "here"),
+    **dict.fromkeys(("there", "b1", "b2", "stray"), "there"),
+    "lost": "gone",
+}
 
 
 def endpoint(name: str, state: str = "ready", **more: Any) -> Object:

@@ -113,6 +113,14 @@ ROWS: dict[str, Row] = {
         )
         for label in ("service-proxy-name", "headless")
     },
+    **{
+        f"its ClusterIP stays {who}'s to ask, in a known Service range": Row(
+            (*NODES, service(labels={"service.kubernetes.io/service-proxy-name": "other"}),
+             piece("a1"), sets.service_cidrs("@services")),
+            sender, "web:80", "pass",
+        )
+        for sender, who in (("a2", "a pod"), ("here", "the node"), ("outside", "an outsider"))
+    },
     "a headless Service": Row(
         (*NODES, service(type="ClusterIP", clusterIP="None", ports=[{"name": "http", "port": 80}]),
          piece("a1")),
@@ -399,6 +407,31 @@ ROWS |= {
         (*NODES, service(externalIPs=["@here"]), piece("a2"),
          pod("a1", {"containerPort": 81, "hostPort": 80})),
         "outside", "here:80", "a2", HIDDEN,
+    ),
+    # ---- backends that are nodes: the rules ask neither who they are ----
+    **{
+        f"outside to {door}, the backend being {who}": forward(
+            (*NODES, service(), piece(*ends)), "outside", to, " ".join(ends), HIDDEN
+        )
+        for to, door in {**DOORS, "web:80": "ClusterIP"}.items()
+        for ends, who in ((("here",), "the node itself"), (("here", "there"), "each node"))
+    },
+    "a pod to a ClusterIP, the backend being the node itself": forward(
+        (*NODES, service(), piece("here")), "a1", "web:80", "here", SEEN
+    ),
+    "masqueradeAll, the backend being the node itself": with_config(
+        forward((*NODES, service(), piece("here")), "a1", "web:80", "here", HIDDEN),
+        masqueradeAll=True,
+    ),
+    "the node to a Service that is the node itself": forward(
+        (*NODES, service(), piece("here")), "here", "web:80", "here", HIDDEN
+    ),
+    "externalTrafficPolicy Local, the backend being the node itself": forward(
+        (*NODES, service(**LOCAL), piece("here", "there")), "outside", "here:30080", "here", SEEN
+    ),
+    "direct server return, the backend being the node itself": with_config(
+        forward((*NODES, service(), piece("here")), "outside", "here:30080", "here", SEEN),
+        loadBalancerMode="dsr",
     ),
     # ---- ServiceCIDR manifests ----
     **{
