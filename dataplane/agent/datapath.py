@@ -219,7 +219,8 @@ class NodeDatapath:
         self._desired.configure(self._settings(self._known.nodes.get(self._facts.name)))
 
     def _follow_own_node(self) -> None:
-        """Addresses, zone or Service ranges may be others."""
+        """Pod ranges, addresses, zone or Service ranges may be others."""
+        self.pods.give_up(self._known.abandoned(self._facts))
         addresses = self._known.addresses(self._facts)
         if addresses != self._facts.addresses:
             log("node_addresses_changed", addresses=[str(one) for one in addresses])

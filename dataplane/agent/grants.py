@@ -16,7 +16,7 @@ from dataplane.cni.protocol import CniError, Request
 from dataplane.cni.store import Attachment, Store
 from dataplane.core.addresses import next_free, ranges_of
 from dataplane.model.errors import TableFull
-from dataplane.model.net import IPAddress, family_of
+from dataplane.model.net import IPAddress, IPNetwork, family_of
 
 
 class Grants:
@@ -24,6 +24,7 @@ class Grants:
 
     def __init__(self, store: Store, tables: Tables, facts: Facts) -> None:
         self._store, self._tables, self._facts = store, tables, facts
+        self.abandoned: tuple[IPNetwork, ...] = ()  # ranges that new pods must not get
 
     def grant(self, request: Request) -> Attachment:
         """All that a pod gets, still to be written down.
@@ -65,7 +66,10 @@ class Grants:
 
         Raises:
             RangeFull: how many there are of which range, all used.
+            CniError: a range is not the node's any more.
         """
+        for cidr in self.abandoned:
+            raise _lost(cidr)
         return tuple(
             next_free(
                 ranges_of(self._facts.pod_cidrs, family),
@@ -93,6 +97,9 @@ class Grants:
         return number
 
     def _refuse_address(self, address: IPAddress) -> None:
+        for cidr in self.abandoned:
+            if address in cidr:
+                raise _lost(cidr)
         ranges = ranges_of(self._facts.pod_cidrs, family_of(address))
         if not any(address in cidr for cidr in ranges):
             words = ", ".join(map(str, ranges)) or "none of its family"
@@ -104,6 +111,15 @@ class Grants:
         else:
             return
         raise CniError(protocol.BAD_ENVIRONMENT, f"address {address}", why)
+
+
+def _lost(cidr: IPNetwork) -> CniError:
+    return CniError(
+        protocol.TRY_LATER,
+        f"pod range {cidr}",
+        "this node's Node object has another one now, so that nobody would reach a pod here",
+        "start this node's agent anew: delete its pod",
+    )
 
 
 def _refuse_unsupported(request: Request) -> None:

@@ -66,6 +66,16 @@ class Known:
         own = self.nodes.get(facts.name)
         return self._given.node_addresses or (own.addresses if own else ()) or facts.addresses
 
+    def abandoned(self, facts: Facts) -> tuple[IPNetwork, ...]:
+        """Ranges that this node was brought up with and its Node has other ones instead of.
+
+        No other node sends to them any more, or one has them as its own.
+        """
+        own = self.nodes.get(facts.name)
+        if self._given.pod_cidrs or own is None or not own.pod_cidrs:
+            return ()
+        return tuple(cidr for cidr in facts.pod_cidrs if cidr not in own.pod_cidrs)
+
     def problems(self, facts: Facts) -> tuple[Problem, ...]:
         """What the source says now that this node can't follow."""
         key = str(ObjectKey(Kind.NODE.value, "", facts.name))

@@ -29,7 +29,7 @@ from dataplane.kernel.netlink import Links, open_netns
 from dataplane.kernel.netns import is_netns
 from dataplane.model.constants import FrontendKind, NameKind
 from dataplane.model.errors import BadEnvironment, PodlaneError
-from dataplane.model.net import family_of
+from dataplane.model.net import IPNetwork, family_of
 from dataplane.model.objects import Batch, Problem
 from dataplane.model.rows import FrontendKey, FrontendRow, NameKey
 
@@ -55,6 +55,10 @@ class Pods:
         self._net = PodNet(links, hooks, tables, facts)
         # Unwired, but the store could not be written: taken from it when it can.
         self._to_forget: list[Attachment] = []
+
+    def give_up(self, ranges: tuple[IPNetwork, ...]) -> None:
+        """From now on no new pod gets an address of these; pods that have one keep it."""
+        self._grants.abandoned = ranges
 
     # -- what CNI asks (cni.server.Handler) --------------------------------------
 

@@ -261,11 +261,15 @@ def test_nodes_that_go_and_change_are_followed_or_named(
     until(
         lambda: "was 10.244.1.0/24, fd00:244:1::/64 and is 10.244.9.0/24 now" in problems(one), ""
     )
+    refused = one.add_pod("unreachable")
+    assert refused["code"] == 11
+    assert refused["msg"].startswith("pod range 10.244.1.0/24: this node's Node object has another")
     api.delete(("Node", "", "node1"))
     until(lambda: "Node node1: metadata.name: is gone" in problems(one), "")
     assert "10.244.2.0/24" in one.run("ip route")
     api.put(node(1))
     until(lambda: problems(one) == "", "problems stay")
+    assert "ips" in one.add_pod("reachable")
     # The Node has another address now: NodePorts and masquerading follow.
     one.run("ip addr add 192.0.2.51/24 dev eth0")
     moved = node(1)

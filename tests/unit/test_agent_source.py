@@ -94,10 +94,15 @@ def test_a_range_that_changes_and_a_node_that_goes_are_named() -> None:
     known = Known(CONFIG)
     known.take(Batch((ONE,), synced=True))
     assert known.problems(FACTS) == ()
+    assert known.abandoned(FACTS) == ()
     known.take(Batch((Node("one", pod_cidrs=(OTHER,)),), synced=True))
     (problem,) = known.problems(FACTS)
     assert "was 10.244.1.0/24 and is 10.244.9.0/24 now" in str(problem)
+    assert known.abandoned(FACTS) == FACTS.pod_cidrs
+    known.take(Batch((Node("one"),), synced=True))
+    assert known.abandoned(FACTS) == ()  # made again, and has no range yet
     known.take(Batch(deletes=(ONE.key,), synced=True))
+    assert known.abandoned(FACTS) == ()
     (problem,) = known.problems(FACTS)
     assert "is gone; this node goes on as it was" in str(problem)
     assert known.addresses(FACTS) == ONE.addresses
