@@ -12,7 +12,7 @@
 #ifndef PODLANE_ICMP_H
 #define PODLANE_ICMP_H
 
-#include "packet.h"
+#include "rewrite.h"
 
 #define ANSWER_HOP_LIMIT 64
 #define ANSWER_L4	 (L3_OFFSET + L3_HEADER_SIZE)

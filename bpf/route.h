@@ -7,7 +7,7 @@
 #ifndef PODLANE_ROUTE_H
 #define PODLANE_ROUTE_H
 
-#include "packet.h"
+#include "rewrite.h"
 
 /* What an encapsulated packet is longer by: VXLAN, UDP, and IP around an Ethernet frame. */
 #define OVERLAY_BYTES_IPV4 50
