@@ -12,6 +12,7 @@ ONLY ?=
 NETWORK ?= podlane
 KUBECONFIG_OUT ?=
 PEER ?=
+PROCESSES ?= 3
 KERNELS ?= 6.1 6.12 newest
 ARGS ?=
 N ?= 10000000
@@ -91,13 +92,13 @@ cluster-up: $(if $(filter podlane,$(NETWORK)),$(IMAGE_FILE)) cluster-setup ## a 
 
 test-cluster: $(IMAGE_FILE) cluster-setup ## an API server that fails, then podlane by its image on that Kubernetes: every [sig-network] conformance test
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster.faults
-	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --mode '$(MODE)'
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --processes 1 --mode '$(MODE)'
 
 # A test that fails is a row of the table, and the target's exit status.
-conformance: $(IMAGE_FILE) cluster-setup ## Kubernetes' conformance and all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too]
+conformance: $(IMAGE_FILE) cluster-setup ## Kubernetes' conformance and all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too] [PROCESSES=3: tests at a time]
 	@status=0; \
-	$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --mode '$(MODE)' || status=$$?; \
-	$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --peer || true;) \
+	$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --processes '$(PROCESSES)' --mode '$(MODE)' || status=$$?; \
+	$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --processes '$(PROCESSES)' --peer || true;) \
 	$(BIN)/python -m tests.cluster.report; exit $$status
 
 cluster-down: ## take that cluster away

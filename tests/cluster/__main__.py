@@ -4,7 +4,7 @@
     up [--name N] [--nodes 2] [--family dual|ipv4|ipv6] [--network podlane|peer|none]
        [--kubeconfig-out FILE]
     down [--name N]
-    conformance [--peer] [--all | --focus REGEX]    made, tested and taken away here
+    conformance [--peer] [--processes 3] [--all | --focus REGEX]    made, tested and taken away here
 
 Each node is a network, mount and UTS namespace with its own containerd and kubelet. Must not
 touch the machine's own network.
@@ -33,6 +33,7 @@ def main() -> int:
     down = commands.add_parser("down")
     tests = commands.add_parser("conformance")
     tests.add_argument("--peer", action="store_true", help="with kube-proxy and bridge instead")
+    tests.add_argument("--processes", type=int, default=3, help="tests at a time (3)")
     chosen = tests.add_mutually_exclusive_group()
     chosen.add_argument("--all", action="store_true", help="then all others of [sig-network]")
     chosen.add_argument("--focus", help="tests by a regular expression of their names instead")
@@ -67,7 +68,7 @@ def main() -> int:
         selections = [conformance.Selection("chosen", options.focus)]
     try:
         cluster.up(network, options.mode, programs)
-        return conformance.run(cluster, network, selections)
+        return conformance.run(cluster, network, selections, options.processes)
     finally:
         cluster.down()
 

@@ -20,6 +20,7 @@ PACKAGES = {
     "regression-issue-74839": "k8s.io/kubernetes/test/images/regression-issue-74839",
 }
 E2E = "k8s.io/kubernetes/test/e2e"
+RUNNER = "github.com/onsi/ginkgo/v2/ginkgo"  # runs the tests of e2e.test in several processes
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 
 
@@ -34,7 +35,8 @@ def cache() -> Path:
 
 
 def programs(with_tests: bool = False) -> Path:
-    """Build what is missing; the folder with `kubernetes`, `kubectl`, `agnhost` and maybe `e2e.test`."""
+    """Build what is missing; the folder with `kubernetes`, `kubectl`, `agnhost`, and for tests
+    `e2e.test` and `ginkgo`."""
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     major, minor = VERSION[1:].split(".")[:2]
@@ -51,6 +53,7 @@ def programs(with_tests: bool = False) -> Path:
         kubectl.symlink_to("kubernetes")
     if with_tests:
         _build(folder / "e2e.test", ["test", "-c", "-vet=off", *common], E2E)
+        _build(folder / "ginkgo", ["build", *common], RUNNER)
     return folder
 
 

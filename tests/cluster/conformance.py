@@ -52,10 +52,12 @@ OTHERS = Selection(
 )
 
 
-def run(cluster: Cluster, network: str, selections: Sequence[Selection]) -> int:
+def run(cluster: Cluster, network: str, selections: Sequence[Selection], processes: int = 1) -> int:
     """Run one selection after the other, each test once; the first status that is not 0.
 
-    Writes build/conformance/NAME.xml, NAME being podlane or kube-proxy, with a suite a selection.
+    Most tests wait most of the time, so that several processes are sooner done; what the tests
+    themselves call serial runs alone. Writes build/conformance/NAME.xml, NAME being podlane or
+    kube-proxy, with a suite a selection.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     junit = FOLDER / f"{'kube-proxy' if network == 'peer' else network}.xml"
@@ -65,25 +67,25 @@ def run(cluster: Cluster, network: str, selections: Sequence[Selection]) -> int:
     for selection in selections:
         part = junit.with_name(f"{junit.stem}-{selection.name}.xml")
         part.unlink(missing_ok=True)
-        statuses.append(_run(cluster, selection, part))
+        statuses.append(_run(cluster, selection, part, processes))
         if part.is_file():
             suites.extend(ElementTree.parse(part).getroot().iter("testsuite"))
             ElementTree.ElementTree(suites).write(junit, encoding="utf-8", xml_declaration=True)
     return next((status for status in statuses if status), 0)
 
 
-def _run(cluster: Cluster, selection: Selection, junit: Path) -> int:
+def _run(cluster: Cluster, selection: Selection, junit: Path, processes: int) -> int:
     control = cluster.control
     words = [
-        *cluster.hosts.enter(cluster.places.outside), f"{control.programs}/e2e.test",
+        *cluster.hosts.enter(cluster.places.outside), f"{control.programs}/ginkgo",
+        f"--procs={processes}", f"--focus={selection.focus}",
+        *([f"--skip={selection.skip}"] if selection.skip else []),
+        f"--output-dir={junit.parent.resolve()}", f"--junit-report={junit.name}",
+        "--no-color", "--timeout=90m", f"{control.programs}/e2e.test", "--",
         f"--kubeconfig={cluster.places.folder}/pki/admin.kubeconfig", "--provider=skeleton",
-        f"--kubectl-path={control.programs}/kubectl",
-        f"--num-nodes={cluster.places.node_count}", f"--ginkgo.focus={selection.focus}",
-        f"--ginkgo.junit-report={junit.resolve()}", "--ginkgo.no-color", "--ginkgo.timeout=90m",
+        f"--kubectl-path={control.programs}/kubectl", f"--num-nodes={cluster.places.node_count}",
         "--disable-log-dump", "--allowed-not-ready-nodes=0",
     ]  # fmt: skip
-    if selection.skip:
-        words.append(f"--ginkgo.skip={selection.skip}")
     with junit.with_suffix(".log").open("w") as output:
         status = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
