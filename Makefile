@@ -35,6 +35,9 @@ IMAGE_SOURCES := pyproject.toml requirements.lock README.md LICENSE tools/image.
 	$(shell find bpf cli dataplane -type f -not -path '*/__pycache__/*')
 C_FORMATTED := $(wildcard bpf/*.h bpf/*.c dataplane/*/*.c dataplane/*/*.h bench/*.c)
 
+# What a person gave, as one word of the shell.
+quoted = '$(subst ','\'',$(1))'
+
 .PHONY: help setup demo test image test-cni cluster-setup cluster-up cluster-down test-cluster conformance soak test-vm lint fmt fuzz-packets fuzz fuzz-mutants bench tools lock clean FORCE
 
 help: ## what can be made
@@ -55,7 +58,7 @@ tools: setup $(C_TOOLS) ## compile the C programs into build/
 
 demo: tools ## a cluster on this machine: [MANIFEST=path] [NODES=3] [MODE=vxlan|native]
 	@echo "demo: makes namespaces of its own and takes them down again; needs root; about a minute"
-	@$(AS_ROOT) $(BIN)/podlane lab demo $(if $(MANIFEST),-f '$(MANIFEST)') --nodes '$(NODES)' --mode '$(MODE)'
+	@$(AS_ROOT) $(BIN)/podlane lab demo $(if $(MANIFEST),-f $(call quoted,$(MANIFEST))) --nodes $(call quoted,$(NODES)) --mode $(call quoted,$(MODE))
 
 test: lint tools ## lint, then the unit, program and network tests: [ARGS=…for pytest]
 	@echo "test: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
@@ -88,17 +91,17 @@ cluster-setup: tools
 	@command -v go >/dev/null || { echo "cluster: there is no Go (1.24 or newer) on the PATH" >&2; exit 2; }
 
 cluster-up: $(if $(filter podlane,$(NETWORK)),$(IMAGE_FILE)) cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none] [FAMILY=dual|ipv4|ipv6]
-	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network '$(NETWORK)' --mode '$(MODE)' --family '$(FAMILY)' $(if $(KUBECONFIG_OUT),--kubeconfig-out '$(KUBECONFIG_OUT)')
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network $(call quoted,$(NETWORK)) --mode $(call quoted,$(MODE)) --family $(call quoted,$(FAMILY)) $(if $(KUBECONFIG_OUT),--kubeconfig-out $(call quoted,$(KUBECONFIG_OUT)))
 
 test-cluster: $(IMAGE_FILE) cluster-setup ## an API server that fails, then podlane by its image on that Kubernetes: every [sig-network] conformance test
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster.faults
-	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --processes 1 --mode '$(MODE)'
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --processes 1 --mode $(call quoted,$(MODE))
 
 # A test that fails is a row of the table, and the target's exit status.
 conformance: $(IMAGE_FILE) cluster-setup ## Kubernetes' conformance and all others of [sig-network], and docs/conformance.md: [PEER=1: kube-proxy with bridge, too] [PROCESSES=3: tests at a time]
 	@status=0; \
-	$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --processes '$(PROCESSES)' --mode '$(MODE)' || status=$$?; \
-	$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --processes '$(PROCESSES)' --peer || true;) \
+	$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --processes $(call quoted,$(PROCESSES)) --mode $(call quoted,$(MODE)) || status=$$?; \
+	$(if $(PEER),$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --all --nodes 3 --processes $(call quoted,$(PROCESSES)) --peer || true;) \
 	$(BIN)/python -m tests.cluster.report; exit $$status
 
 cluster-down: ## take that cluster away
@@ -106,14 +109,14 @@ cluster-down: ## take that cluster away
 
 build/image-name: FORCE
 	@mkdir -p build
-	@echo '$(IMAGE)' | cmp -s - $@ || echo '$(IMAGE)' >$@
+	@echo $(call quoted,$(IMAGE)) | cmp -s - $@ || echo $(call quoted,$(IMAGE)) >$@
 
 # Made again when what goes into it has changed, or when somebody asks for it.
 $(IMAGE_FILE): $(IMAGE_SOURCES) build/podlane-cni build/image-name | tools
 	@echo "image: downloads about 60 MB of Debian packages; needs root; two minutes"
 	@tools/setup.sh image
 	@$(AS_ROOT) $(COMPILER) --out build/podlane.bundle
-	@$(AS_ROOT) tools/image.sh '$(IMAGE)'
+	@$(AS_ROOT) tools/image.sh $(call quoted,$(IMAGE))
 
 image: ## build/podlane-image.tar for a container runtime, without Docker: [IMAGE=localhost/podlane:dev]
 	@$(AS_ROOT) rm -f $(IMAGE_FILE)
@@ -134,19 +137,19 @@ fmt: setup ## put Python and C into the form that lint wants
 
 fuzz-packets: setup ## random and mutated packets through every program: [N=10000000] [SEED=word]
 	@echo "fuzz-packets: test runs in namespaces of its own; needs root; about 25 s a million on two idle CPUs"
-	@$(AS_ROOT) $(BIN)/python -m tests.program.fuzz --packets '$(N)' $(if $(SEED),--seed '$(SEED)')
+	@$(AS_ROOT) $(BIN)/python -m tests.program.fuzz --packets $(call quoted,$(N)) $(if $(SEED),--seed $(call quoted,$(SEED)))
 
 fuzz: setup ## random objects and packets to the programs and the reference model: [N=10000000] [SEED=word]
 	@echo "fuzz: test runs in namespaces of its own; needs root; about 30 s a million on two idle CPUs"
-	@$(AS_ROOT) $(BIN)/python -m tests.program.differential --packets '$(N)' $(if $(SEED),--seed '$(SEED)')
+	@$(AS_ROOT) $(BIN)/python -m tests.program.differential --packets $(call quoted,$(N)) $(if $(SEED),--seed $(call quoted,$(SEED)))
 
 fuzz-mutants: setup ## does fuzz find one-line faults built into copies of bpf/ and core? [ONLY=name]
 	@echo "fuzz-mutants: test runs in namespaces of its own; needs root; about five minutes on two idle CPUs"
-	@$(AS_ROOT) $(BIN)/python -m tests.program.differential.mutants $(if $(ONLY),--only '$(ONLY)')
+	@$(AS_ROOT) $(BIN)/python -m tests.program.differential.mutants $(if $(ONLY),--only $(call quoted,$(ONLY)))
 
 bench: tools ## ours against the kernel's own: [ONLY=name]; tables, build/bench/NAME.json, ratios.svg
 	@echo "bench: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
-	@$(AS_ROOT) $(BIN)/python -m bench $(if $(ONLY),--only '$(ONLY)')
+	@$(AS_ROOT) $(BIN)/python -m bench $(if $(ONLY),--only $(call quoted,$(ONLY)))
 	@$(BIN)/python -m bench --chart build/bench/ratios.svg
 
 lock: ## write requirements.lock anew from pyproject.toml, with today's versions
