@@ -241,6 +241,28 @@ def test_a_server_that_falls_silent_is_named_and_followed_again(
     until(lambda: "10.244.2.12" in sh(rows), "the change is not followed")
 
 
+def test_an_ipv4_cluster_of_dotted_names_and_an_older_server_is_served(
+    api_and_cluster: tuple[ApiServer, Cluster],
+) -> None:
+    api, cluster = api_and_cluster
+    one, two = cluster.nodes
+    api.missing.add("ServiceCIDR")
+    names = ("node-1.example.com", "node-2.example.com")
+    for number, (agent, name) in enumerate(zip(cluster.nodes, names, strict=True), 1):
+        address = (f"192.0.2.{number}",)
+        api.put(api_server.node(name, f"10.244.{number}.0/24", addresses=address))
+        agent.write_config(nodeName=name, apiServer=api.url, serviceCIDRs=None)
+    api.put(service("web", "10.96.0.10"), endpoints("web", "10.244.2.11", node=names[1]))
+    for agent in cluster.nodes:
+        agent.start(None)
+    assert "give `serviceCIDRs` in the config" in problems(one)
+    made = one.add_pod("a", "10.244.1.11")
+    assert [ip["address"] for ip in made["ips"]] == ["10.244.1.11/32"]
+    two.add_pod("c", "10.244.2.11")
+    with serving(two, {"c": "10.244.2.11"}):
+        until(lambda: fetch(one, "a") == {"c"}, "the Service does not answer")
+
+
 def test_nodes_that_go_and_change_are_followed_or_named(
     api_and_cluster: tuple[ApiServer, Cluster],
 ) -> None:
