@@ -113,9 +113,14 @@ def assign(
         pods,
         services,
         slices,
-        (*service_notes, *pod_notes, *slice_notes, *node_notes),
+        (*service_notes, *pod_notes, *slice_notes, *node_notes, *_ignored(manifests)),
         (*manifests.problems, *service_problems, *pod_problems, *slice_problems),
     )
+
+
+def _ignored(manifests: Manifests) -> tuple[str, ...]:
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in manifests.ignored.items())
+    return (f"Objects of other kinds are not used: {kinds}",) if kinds else ()
 
 
 def draining(previous: Assigned, now: Assigned) -> Assigned:

@@ -109,6 +109,13 @@ def test_nodes_have_addresses_and_pod_ranges() -> None:
     assert "elsewhere" in found.notes[0]
 
 
+def test_kinds_that_nobody_here_uses_are_named_and_counted() -> None:
+    account = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: %s}\n"
+    cron_job = "---\napiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\n"
+    found = lab(account % "a" + "---\n" + account % "b" + cron_job)
+    assert found.notes == ("Objects of other kinds are not used: CronJob (1), ServiceAccount (2)",)
+
+
 @pytest.mark.parametrize(("family", "versions"), [("ipv4", [4]), ("ipv6", [6]), ("dual", [4, 6])])
 def test_lab_has_the_families_asked_for(family: str, versions: list[int]) -> None:
     found = lab(workload() + service(), family=family)
