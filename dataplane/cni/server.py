@@ -26,6 +26,7 @@ _LONGEST = 2 << 20  # the plugin takes a configuration of 1 MiB, and adds its en
 _BACKLOG = 1024  # a node that comes up starts all its pods at once
 _PIECE = 8192
 _SECONDS_TO_ASK = 10
+_PAUSE_SECONDS = 0.1
 _UCRED = struct.Struct("3i")
 
 
@@ -73,7 +74,12 @@ class Server:
         loop = asyncio.get_running_loop()
         with listener:
             while True:
-                connection, _ = await loop.sock_accept(listener)
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as failure:  # no descriptor is free, until calls end
+                    self._log("cni_caller_waits", why=str(failure))
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
                 task = asyncio.create_task(self._connection(connection))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import stat
 from collections.abc import Callable
@@ -92,6 +93,38 @@ def test_a_bug_in_one_call_does_not_end_the_server(tmp_path: Path) -> None:
     assert broken["code"] == protocol.INTERNAL
     assert "not foreseen" in broken["msg"]
     assert "code" not in fine
+
+
+def test_callers_that_come_while_no_descriptor_is_free_are_answered_later(tmp_path: Path) -> None:
+    """A soft limit of 1,024 is a service manager's default, and a call takes two."""
+    path, events, pods = tmp_path / "cni.sock", [], Pods()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def story() -> bytes:
+        refused = asyncio.Event()
+
+        def log(event: str, **facts: object) -> None:
+            events.append(event)
+            refused.set()
+
+        server = Server(path, pods, log)
+        await server.start()
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            raw.sendall(json.dumps({"env": ENV, "config": CONFIG}).encode())
+            raw.shutdown(socket.SHUT_WR)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                await refused.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            answer = await asyncio.to_thread(raw.recv, 65536)
+        await server.stop()
+        return answer
+
+    answer = json.loads(asyncio.run(asyncio.wait_for(story(), 20)))
+    assert answer == protocol.result(pods.asked[0], WIRING)
+    assert set(events) == {"cni_caller_waits"}
 
 
 def test_nonsense_is_answered(tmp_path: Path) -> None:
