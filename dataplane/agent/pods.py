@@ -199,7 +199,11 @@ class Pods:
         for container_id, interface in self._releases.waiting():
             there = self._store.get(container_id, interface)
             if there is not None:
-                self.remove(there)
+                try:
+                    self.remove(there)
+                except (PodlaneError, OSError) as failure:  # the others are not to wait for it
+                    log("pod_not_released", pod=there.pod, why=str(failure))
+                    continue
                 log("pod_released", pod=there.pod, container=container_id)
             self._releases.done(container_id, interface)
         self._forget()

@@ -57,12 +57,28 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
+def pods_of(kernel: Kernel, store: Store, state: Path) -> Pods:
+    return Pods(
+        cast(Links, kernel), store, cast(Hooks, None), cast(Tables, kernel), FACTS,
+        Releases(state), Chains(state), lambda _: (),
+    )  # fmt: skip
+
+
+def test_releases_go_past_a_pod_that_stays(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "releases"
+    folder.mkdir()
+    for number in range(1, 6):  # of the fifth nothing is known
+        (folder / f"c{number}:eth0").touch()
+    kernel = Kernel()
+    pods_of(kernel, store, tmp_path).care()
+    assert kernel.gone == ["pl1", "pl3", "pl4"]
+    assert [one.pod for one in store.attachments()] == ["shop/pod-2"]
+    assert [file.name for file in folder.iterdir()] == ["c2:eth0"]
+
+
 def test_collection_goes_past_a_pod_that_stays(tmp_path: Path, store: Store) -> None:
     kernel = Kernel()
-    pods = Pods(
-        cast(Links, kernel), store, cast(Hooks, None), cast(Tables, kernel), FACTS,
-        Releases(tmp_path), Chains(tmp_path), lambda _: (),
-    )  # fmt: skip
+    pods = pods_of(kernel, store, tmp_path)
     request = Request("GC", "1.1.0", valid=frozenset({("c4", "eth0")}))
     with pytest.raises(CniError, match=r"shop/pod-2: .*busy") as refused:
         pods.collect(request)
