@@ -18,6 +18,8 @@ from dataplane.model.names import ServiceName
 from dataplane.model.net import IPAddress
 from dataplane.model.rows import FrontendKey, FrontendRow, NameKey, NameRow
 
+_NAMED = 8  # what an error names before it counts
+
 
 def named_question(scene: Scene, source: str, to: str, protocol: str) -> Question:
     """A question whose sender may be NAMESPACE/POD, and whose target SERVICE.NAMESPACE:PORT.
@@ -46,22 +48,26 @@ def _senders(scene: Scene, source: str) -> list[str]:
     found = sorted((a.version, str(a)) for a, name in scene.pods.items() if name == source)
     here = [text for _, text in found if scene.endpoint(ip_address(text)) is not None]
     if not here:
-        known = ", ".join(sorted(set(scene.pods.values()))[:8]) or "none is known"
-        raise BadInput("--from", f"node {scene.node} has no pod {source}", f"pods: {known}")
+        known = sorted({name for a, name in scene.pods.items() if scene.endpoint(a) is not None})
+        words = f"pods: {_some(known)}" if known else "no pod's name is known, so give its address"
+        raise BadInput("--from", f"node {scene.node} has no pod {source}", words)
     return here
 
 
 def _targets(scene: Scene, to: str, protocol: str) -> list[str]:
     host, colon, port = to.rpartition(":")
-    if not colon or _is_address(host.strip("[]")):
+    if not colon or _is_like_address(host.strip("[]")):
         return [to]
     name, dot, rest = host.partition(".")
     namespace = rest.split(".")[0]
     if not (dot and namespace):
-        raise BadInput("--to", f"{to!r} is neither IP:PORT nor SERVICE.NAMESPACE:PORT")
+        form = "give an address, IPv6 as [ADDRESS]:PORT, or a Service with its namespace"
+        raise BadInput("--to", f"{to!r} is neither IP:PORT nor SERVICE.NAMESPACE:PORT", form)
     mine = [one for one in _services(scene) if (one[0].namespace, one[0].name) == (namespace, name)]
     if not mine:
-        raise BadInput("--to", f"node {scene.node} serves no Service {namespace}/{name}")
+        there = sorted({f"{one[0].name}.{one[0].namespace}" for one in _services(scene)})
+        words = f"Services: {_some(there)}" if there else "it serves none"
+        raise BadInput("--to", f"node {scene.node} serves no Service {namespace}/{name}", words)
     found = [
         (address.version, place(address, number))
         for service, address, number in mine
@@ -90,9 +96,12 @@ def _services(scene: Scene) -> Iterator[tuple[ServiceName, IPAddress, int]]:
                 yield names[row.service_id], key.address, key.port
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+def _is_like_address(text: str) -> bool:
+    """Whether an address was meant: no name of Kubernetes has a colon, or ends in a number."""
+    return ":" in text or text.rpartition(".")[2].isdecimal()
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -95,7 +95,10 @@ def _address(text: str, name: str) -> IPAddress:
     try:
         found = ip_address(text)
     except ValueError:
-        raise BadInput(name, f"{text!r} is no IP address") from None
+        why = f"{text!r} is no IP address"
+        if any(part.isdecimal() and part[0] == "0" != part for part in text.split(".")):
+            why += ": programs differ in how they read leading zeros"
+        raise BadInput(name, why, "give it in its usual form, as 10.0.0.1 or fd00::1") from None
     if found.version == 6 and (found.scope_id or found.ipv4_mapped):
         raise BadInput(name, f"{text!r} has a zone or is a mapped IPv4 address")
     return found

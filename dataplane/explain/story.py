@@ -210,8 +210,10 @@ def _called(finding: Finding, one: Member) -> Iterator[str]:
 def _unlike(finding: Finding, one: Member) -> Iterator[str]:
     """Backends towards which the sender is hidden and the one chosen is not, or the reverse."""
     hidden = {m.id for m in finding.hidden}
-    for lost in (m for m in finding.members if m not in finding.reached and m.trial):
-        why = drop_text(lost.trial.said.reason) if lost.trial else ""
+    for lost in finding.members:
+        if lost.trial is None or lost.trial.verdict == FORWARD:
+            continue
+        why = drop_text(lost.trial.said.reason)
         yield f"backend {lost.id}, {place(lost.row.address, lost.row.port)}, is not reached: {why}"
     other = [m for m in finding.reached if m.trial and (m.id in hidden) != (one.id in hidden)]
     if other:

@@ -78,12 +78,13 @@ class Reference:
 
     # ---- 1: addresses that are not routed ----
     def _beyond_routing(self, flow: FlowQuestion) -> Answer | None:
-        to, source = flow.destination, flow.source
+        to, source, asked = flow.destination, flow.source, self.frontend(flow)
+        name = asked.name if asked else ""
         if flow.entry is Entry.POD:
             if is_group(to):
                 return _drop(rules.MULTICAST)
             if is_nowhere(to) or (to.version == 4 and to == GATEWAY[flow.family]):
-                return _drop(rules.IMPOSSIBLE_ADDRESS)
+                return _drop(rules.IMPOSSIBLE_ADDRESS, name)
             return self._pass(flow, rules.LINK) if is_link_local_v6(to) else None
         if flow.entry is Entry.NODE:
             return None
@@ -91,7 +92,7 @@ class Reference:
             return self._pass(flow, rules.LINK)
         # nothing on loopback is for who is outside (proxier.go: block incoming localnet)
         if is_nowhere(to):
-            return _drop(rules.IMPOSSIBLE_ADDRESS)
+            return _drop(rules.IMPOSSIBLE_ADDRESS, name)
         # whoever is asked of as outside, though a slice has its address here, is no pod
         stolen = source in places_of(self.world).pods
         stolen = stolen and self.world.entry_of(source) is not Entry.OUTSIDE
@@ -99,7 +100,7 @@ class Reference:
             # the host takes its own broken packets itself
             if to in places_of(self.world).own:
                 return self._pass(flow, rules.HOST)
-            return _drop(rules.IMPOSSIBLE_ADDRESS)
+            return _drop(rules.IMPOSSIBLE_ADDRESS, name)
         if (
             self.world.vxlan
             and to in places_of(self.world).own

@@ -106,7 +106,7 @@ UNASSIGNED = Rule(
 )
 IMPOSSIBLE_ADDRESS = Rule(
     "impossible-address",
-    "loopback, unspecified or the gateway's: an address that no packet on this way may have",
+    "loopback, unspecified, the gateway's, or a group's as sender: no packet here may have it",
     "RFC 1122 3.2.1.3; RFC 4291 2.5",
 )
 MULTICAST = Rule(

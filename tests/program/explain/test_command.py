@@ -84,7 +84,17 @@ def test_one_compact_object_a_flow_in_order(call: Call, tmp_path: Path) -> None:
     [
         (("--from", "10.0.0.1"), "--from and --to: are missing"),
         (("--from", "10.0.0.1", "--to", "10.96.0.1"), "--to: '10.96.0.1' has no port"),
-        (("--from", "x", "--to", "10.96.0.1:80"), "--from: 'x' is no IP address"),
+        (("--from", "x", "--to", "10.96.0.1:80"), "--from: 'x' is no IP address; give it in"),
+        (("--from", "010.0.0.1", "--to", "10.96.0.1:80"), "differ in how they read leading zeros"),
+        (("--from", "10.0.0.1", "--to", "10.96.0.01:80"), "--to: '10.96.0.01' is no IP address"),
+        (("--from", "10.0.0.1", "--to", "10.96.0.1:0"), "--to: 0 is no port (1 to 65535)"),
+        (("--from", "10.0.0.1", "--to", "10.96.0.1:65536"), "--to: 65536 is no port"),
+        (("--from", "10.0.0.1", "--to", "web:80"), "a Service with its namespace"),
+        (
+            ("--from", "10.0.0.1", "--to", "web.x:80"),
+            "serves no Service x/web; Services: other.shop",
+        ),
+        (("--from", "x/y", "--to", "web.shop:80"), "has no pod x/y; pods: shop/client"),
         (("--batch", "/nowhere/flows"), "--batch /nowhere/flows: No such file"),
         (("--batch", "f", "--to", "10.96.0.1:80"), "give one of the two"),
         (("--node", "away", "--from", "10.0.0.1", "--to", "10.96.0.1:80"), "--node away: the"),

@@ -79,6 +79,7 @@ ROWS: dict[str, Row] = {
     ),
     "an unknown port of a ClusterIP": Row(BOTH, "a2", "web:81", "reject"),
     "an unknown port of a ClusterIP from outside": Row(BOTH, "outside", "web:81", "reject"),
+    "a sender that nobody can be": Row(BOTH, "group", "web:80", "drop"),
     "another protocol of a ClusterIP": Row(BOTH, "a2", "web:80", "reject", protocol="udp"),
     "an unknown port of a load balancer's address": Row(BOTH, "outside", "balancer:81", "pass"),
     "an unknown port of an external IP": Row(BOTH, "a2", "external:81", "pass"),
