@@ -39,6 +39,8 @@ PICKS = 24
 PODS = {"a": (1, 11), "b": (1, 12), "c": (2, 11), "d": (2, 12)}
 NODES = {"host": 1}
 HOST_PORT = 8888
+# of a node's second addresses; node2 serves NodePorts there alone
+SECOND_RANGE = {Family.V4: "192.0.2.96/28", Family.V6: "2001:db8::100/120"}
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ SERVICES: dict[str, Service] = {
     ),
     "headless": Service(((End("a"),),), labels={"service.kubernetes.io/headless": ""}),
     "draining away": over(draining("c"), **EXTERNAL_LOCAL),
+    "named": over(type="ExternalName", externalName="outside.example"),
     "by protocol": Service(((End("a"),), (End("c"),)), protocols=("TCP", "UDP")),
 }  # fmt: skip
 NUMBERS = {name: number for number, name in enumerate(SERVICES, 1)}
@@ -178,6 +181,11 @@ def address(family: Family, door: str, name: str) -> tuple[str, int]:
     raise ValueError(door)
 
 
+def second_address(family: Family, number: int) -> str:
+    """A node's second address, with its length."""
+    return f"192.0.2.{100 + number}/24" if family is Family.V4 else f"2001:db8::10{number}/64"
+
+
 def objects() -> list[Mapping[str, Any]]:
     """All Services and their slices."""
     found: list[Mapping[str, Any]] = []
@@ -186,9 +194,13 @@ def objects() -> list[Mapping[str, Any]]:
         service, *pieces = life.service(
             metadata, {family: [] for family in Family}, node_port=30100 + NUMBERS[name],
             addresses={f: address(f, "cluster IP", name)[0] for f in Family},
-            type="LoadBalancer", externalIPs=[address(f, "external", name)[0] for f in Family],
-            **one.spec,
+            externalIPs=[address(f, "external", name)[0] for f in Family],
+            **{"type": "LoadBalancer", **one.spec},
         )  # fmt: skip
+        if one.spec.get("type") == "ExternalName":
+            spec = {k: v for k, v in service["spec"].items() if not k.startswith("clusterIP")}
+            found.append({**service, "spec": spec})
+            continue
         balancers = [address(f, "balancer", name)[0] for f in Family]
         ingress = [{"ip": ip, "ipMode": one.ip_mode} for ip in balancers]
         labels = {"labels": dict(one.labels)}
@@ -331,11 +343,12 @@ ROWS: dict[str, Row] = {
     ),
     # ---- not ours ----
     "ipMode Proxy goes to the balancer itself": by("outside", "b", "balancer", "proxied", "uplink"),
-    "another proxy's Service is not served": Row(
-        "b", "cluster IP", "another's", drop="no_service"
+    "an ExternalName's external IPs are the world's": by(
+        "outside", "b", "external", "named", "uplink"
     ),
-    "nor one labelled headless": Row("b", "cluster IP", "headless", drop="no_service"),
 }  # fmt: skip
+# ClusterIPs of Services that another proxy serves: here the node's stack knows a way for it.
+LEFT_ALONE = ("another's", "headless")
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +357,12 @@ def cluster() -> Iterator[Cluster]:
     with ExitStack() as closing:
         closing.callback(made.close)
         for node, zone in zip(made.nodes, ("east", "west"), strict=True):
-            node.write_config(masqueradeAll=zone == "west", mapSizes=SIZES)
+            served = [SECOND_RANGE[f] for f in Family] if zone == "west" else []
+            node.write_config(
+                masqueradeAll=zone == "west", mapSizes=SIZES, nodePortAddresses=served
+            )
+            for family in Family:
+                sh(f"ip -n {node.ns} addr add {second_address(family, node.number)} dev eth0 nodad")
         zones = {"node1": "east", "node2": "west"}
         made.write({"nodes": [_in_zone(made._node(node), zones) for node in made.nodes]})
         made.write({"services": objects()})
@@ -356,8 +374,12 @@ def cluster() -> Iterator[Cluster]:
         ):
             sh(f"ip -n {made.outside} route add {network} via {via}")
         for family in Family:
-            own = address(family, "balancer", "proxied")[0]
-            sh(f"ip -n {made.outside} addr add {own} dev lo")
+            for door, name in (
+                ("balancer", "proxied"),
+                ("external", "named"),
+                *(("cluster IP", name) for name in LEFT_ALONE),
+            ):
+                sh(f"ip -n {made.outside} addr add {address(family, door, name)[0]} dev lo nodad")
         made.start()
         for name, (number, last) in PODS.items():
             made.nodes[number - 1].add_pod(name, life.both(number, last))
@@ -479,6 +501,47 @@ def test_one_port_of_two_protocols_has_two_sets_of_endpoints(
     for kind, pod in (("TCP", "a"), ("UDP", "c")):
         answers = answers_of(ns_of(cluster, "b"), family, kind, to, 6)
         assert {answer["pod"] for answer in answers} == {pod}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_node_port_is_served_on_the_addresses_that_are_said(
+    cluster: Cluster, family: Family, kind: str
+) -> None:
+    """On the primary one alone by default; on others in nodePortAddresses' place."""
+    port = address(family, "node port", "plain")[1]
+    answers: dict[tuple[int, str], Any] = {}
+    for number in (1, 2):
+        second = second_address(family, number).partition("/")[0]
+        for name, own in (("first", life.node_address(family, number)), ("second", second)):
+            answers[number, name] = ask(cluster.outside, family, kind, (own, port))
+    served = {which for which, answer in answers.items() if isinstance(answer, dict)}
+    assert served == {(1, "first"), (2, "second")}
+    others = [answer for which, answer in answers.items() if which not in served]
+    assert all(isinstance(one, ConnectionRefusedError) for one in others)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_another_proxys_cluster_ip_is_the_stacks(
+    cluster: Cluster, name: str, family: Family, kind: str
+) -> None:
+    node, to = cluster.nodes[0], address(family, "cluster IP", name)
+    pod = life.pod_address(family, *PODS["b"])
+    before = life.drops(node)
+    with ExitStack() as undo:
+        for ns, network, via in (
+            (node.ns, to[0], OUTSIDE[family]),
+            (cluster.outside, pod, life.node_address(family, 1)),
+        ):
+            sh(f"ip -n {ns} route add {network} via {via}")
+            undo.callback(sh, f"ip -n {ns} route del {network} via {via}")
+        by_pod = ask(ns_of(cluster, "b"), family, kind, to)
+        by_node = ask(node.ns, family, kind, to)
+    assert (by_pod["pod"], by_pod["client"]) == ("outside", pod)
+    assert by_node["pod"] == "outside"
+    assert not dropped(node, before)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
