@@ -23,10 +23,10 @@ from dataplane.agent.config import DSR, SNAT
 from dataplane.model.net import Family
 from tests.cluster.net import inside
 from tests.network import life
-from tests.network.cluster import SIZES, Cluster
+from tests.network.cluster import Cluster
 from tests.network.life import NODE_PORT, TARGET
 
-SECONDS = 0.5
+SECONDS = 0.3
 LAST = 11
 
 
@@ -80,7 +80,7 @@ def _nodes(mode: str) -> Iterator[tuple[Target, Path]]:
                 endpoint["nodeName"] = "node2"
         made.write({"web": objects})
         for node in made.nodes:
-            node.write_config(loadBalancerMode=mode, mapSizes=SIZES)
+            node.write_config(loadBalancerMode=mode, mapSizes={})
         made.start()
         made.nodes[1].add_pod("c", life.both(2, LAST))
         address = life.node_address(Family.V4, 1)
