@@ -248,6 +248,10 @@ static __always_inline bool ct_gives_up(const struct flow *taken, __u64 now, boo
 /*
  * Claims the reply tuple of f. 0: it is ours now (or was already);
  * 1: another live flow has it, so another source port is needed.
+ *
+ * What was written is looked up at once. In a full table of type LRU an entry
+ * that nobody has looked up since is the first to be evicted, not the last,
+ * when the CPU next needs a free one; which may be for the other half.
  */
 static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now)
 {
@@ -255,8 +259,10 @@ static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, 
 
 	ct_reply_key(f, key);
 	f->flags |= FLOW_REPLY;
-	if (!flows.insert(key, f))
+	if (!flows.insert(key, f)) {
+		flows.lookup(key);
 		return 0;
+	}
 	taken = flows.lookup(key);
 	if (taken && !ct_same_original(taken, f) && !ct_gives_up(taken, now, true) &&
 	    !ct_is_dead(taken, now))
@@ -271,7 +277,10 @@ static __always_inline int ct_write_original(struct flow *f, struct flow_key *ke
 	f->flags &= ~FLOW_REPLY;
 	f->packets = 1;
 	f->bytes = length;
-	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;
+	if (flows.update(key, f))
+		return -DROP_FLOW_TABLE;
+	flows.lookup(key);
+	return 0;
 }
 
 #endif

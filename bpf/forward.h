@@ -123,18 +123,23 @@ static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hoo
 	} else if (hook == HOOK_FROM_OVERLAY) {
 		if (!path->endpoint && kind != ROUTE_NODE)
 			return -DROP_NO_POD;
-	} else if (hook == HOOK_FROM_UPLINK) {
-		/* given to the host, its reset would kill a flow whose entry was evicted */
-		if (kind == ROUTE_NODE && p->has_ports && !packet_is_echo(p) &&
-		    bpf_ntohs(p->tuple.dport) >= n->masquerade_min &&
-		    bpf_ntohs(p->tuple.dport) <= n->masquerade_max) {
-			f->backend = p->tuple.src;
-			f->backend_port = p->tuple.sport;
-			f->source = p->tuple.dst;
-			f->source_port = p->tuple.dport;
-			if (!nat_socket_has(skb, f))
-				return -DROP_MASQUERADE_UNKNOWN;
-		}
+	}
+	/*
+	 * Given to the host, its reset would kill a flow whose entry was evicted. Nodes and pods
+	 * reply to the router's address, which hides clients from them.
+	 */
+	if (kind == ROUTE_NODE && p->has_ports && !packet_is_echo(p) &&
+	    (hook == HOOK_FROM_UPLINK || addr_equal(&p->tuple.dst, &n->router)) &&
+	    bpf_ntohs(p->tuple.dport) >= n->masquerade_min &&
+	    bpf_ntohs(p->tuple.dport) <= n->masquerade_max) {
+		f->backend = p->tuple.src;
+		f->backend_port = p->tuple.sport;
+		f->source = p->tuple.dst;
+		f->source_port = p->tuple.dport;
+		if (!nat_socket_has(skb, f))
+			return -DROP_MASQUERADE_UNKNOWN;
+	}
+	if (hook == HOOK_FROM_UPLINK) {
 		/* the stack would send it on to where its default route leads */
 		if (kind == ROUTE_SERVICE)
 			return -DROP_NO_SERVICE;

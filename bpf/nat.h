@@ -84,10 +84,11 @@ static __always_inline void nat_set_port(struct flow_draft *draft, struct flow_k
 
 /*
  * Looks for a source port in the order that the original tuple fixes: the one
- * under which this flow's reply half stands (revive is then REVIVE_ONLY), else
- * the first two that are free. The loop only looks into the flow table, so
- * that the verifier's walk of it stays short; draft->port[] has what it found,
- * 0 for none.
+ * under which this flow's reply half stands, else the first two that are free.
+ * revive is then REVIVE_ONLY if that half goes on; if the flow opens anew, or
+ * has closed, the half knows of an end that was another's, and is claimed anew.
+ * The loop only looks into the flow table, so that the verifier's walk of it
+ * stays short; draft->port[] has what it found, 0 for none.
  */
 static __always_inline void nat_find_ports(struct flow_draft *draft, struct flow_key *key,
 					   const struct node *n, __u32 hash, __u64 now)
@@ -109,7 +110,8 @@ static __always_inline void nat_find_ports(struct flow_draft *draft, struct flow
 		taken = flows.lookup(key);
 		if (taken && ct_same_original(taken, f)) {
 			draft->port[0] = f->source_port;
-			draft->revive = REVIVE_ONLY;
+			if (draft->revive == REVIVE_FIRST && !ct_is_closed(taken))
+				draft->revive = REVIVE_ONLY;
 			return;
 		}
 		if (draft->revive != REVIVE_ONLY && !draft->port[1] &&

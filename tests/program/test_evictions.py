@@ -3,10 +3,31 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
 import pytest
 
+from dataplane.kernel import loader
+from dataplane.kernel.bundle import Bundle
+from dataplane.model.net import Family
+from tests.program import world
 from tests.program.node import Node
-from tests.program.result import ABI, PASSED, Flag, dropped, into, out_by, refused
+from tests.program.result import (
+    ABI,
+    PASSED,
+    Flag,
+    dropped,
+    into,
+    out_by,
+    refused,
+    through_tunnel,
+)
+from tests.program.sandbox import Sandbox
+from tests.program.state import SIZES
 
 LIFETIME_UDP_STREAM = ABI.constant("LIFETIME_UDP_STREAM")
 
@@ -14,6 +35,7 @@ SERVICE = ("tcp client:40000 > near:80", "tcp neighbour:8080 > client:40000")
 PLAIN = ("tcp client:40000 > neighbour:80", "tcp neighbour:80 > client:40000")
 # A packet looks after its flow's other half at least this often.
 CHECKED_WITHIN = 0.2
+FULL, IN_USE = 512, 64  # entries, and flows that are used once more after as many others
 
 
 class TestEviction:
@@ -98,6 +120,29 @@ class TestEviction:
         here.from_pod("client", sent).expect(into("neighbour"))
         assert self.stand(here, sent, reply)
 
+    def test_a_reply_to_a_hidden_client_whose_reply_half_is_lost_is_kept_from_the_host(
+        self, here: Node, there: Node
+    ) -> None:
+        """Its reset would end the flow at the backend; the client's next packet puts it right."""
+        sent = "tcp outside:40000 > here:30081"
+        port = here.from_uplink(sent).expect(through_tunnel()).port
+        reply = f"tcp remote:8080 > router:{port}"
+        here.forget(reply)
+        here.from_overlay(f"{reply} SA ack=1001").expect(dropped("MASQUERADE_UNKNOWN"))
+        here.later(CHECKED_WITHIN)
+        here.from_uplink(sent).expect(through_tunnel())
+        assert self.stand(here, sent, reply)
+
+    def test_a_pod_that_reached_itself_keeps_its_flow_too(self, here: Node) -> None:
+        sent = "tcp neighbour:40000 > near:80"
+        port = here.from_pod("neighbour", sent).expect(into("neighbour")).port
+        reply = f"tcp neighbour:8080 > router:{port}"
+        here.forget(reply)
+        here.from_pod("neighbour", f"{reply} SA ack=1001").expect(dropped("MASQUERADE_UNKNOWN"))
+        here.later(CHECKED_WITHIN)
+        here.from_pod("neighbour", sent).expect(into("neighbour"))
+        assert self.stand(here, sent, reply)
+
     def test_a_translated_flow_without_any_half_ends_with_a_reset(self, here: Node) -> None:
         sent, reply = SERVICE
         here.from_pod("client", sent)
@@ -170,3 +215,54 @@ class TestEviction:
         here.from_pod("neighbour", "udp neighbour:40000 > outside:514").expect(
             dropped("PORTS_EXHAUSTED")
         )
+
+    @pytest.mark.parametrize("end", ["A", "RA"], ids=["closed", "reset"])
+    def test_a_connection_opened_anew_keeps_its_port_from_others(
+        self, here: Node, end: str
+    ) -> None:
+        """Its reply half is the new connection's, and does not stay as closed as the last left it."""
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61000)
+        sent, reply = "tcp client:40000 > outside:443", "tcp outside:443 > here:61000"
+        here.from_pod("client", sent).expect(out_by())
+        here.from_uplink(f"{reply} FA ack=1").expect(into("client"))
+        here.from_pod("client", f"{sent} F{end} ack=2").expect(out_by())
+        here.from_pod("client", sent).expect(out_by(), "tcp here:61000 > outside:443 ttl=63")
+        assert not here.flow(reply).state
+        here.from_uplink(f"{reply} SA ack=1").expect(into("client"))
+        here.from_pod("neighbour", "tcp neighbour:40000 > outside:443").expect(
+            dropped("PORTS_EXHAUSTED")
+        )
+
+
+@pytest.fixture
+def full(tmp_path: Path, bundle: Bundle, family: Family) -> Iterator[Node]:
+    """A node with a small flow table."""
+    with ExitStack() as stack:
+        sandbox = Sandbox(tmp_path, world.DEVICE_MACS)
+        stack.callback(sandbox.close)
+        sizes = SIZES | {"flows": FULL}
+        datapath = sandbox.do(partial(loader.load, bundle, sandbox.bpffs / "here", sizes))
+        stack.callback(datapath.close)
+        node = Node("here", datapath, sandbox)
+        node.fill(family, world.Underlay())
+        yield node
+
+
+@pytest.mark.parametrize("half", ["reply", "original"])
+def test_a_full_table_does_not_evict_a_flow_that_was_just_written(full: Node, half: str) -> None:
+    """The kernel's LRU evicts first what nobody has looked up since, where most is in use.
+
+    It does so when a CPU has no free entry left: here, always at the same half of a flow.
+    """
+    if half == "original":
+        full.from_pod("client", "tcp client:1 > near:80")
+        full.forget("tcp client:1 > near:80")
+    open_: deque[tuple[str, str]] = deque(maxlen=IN_USE)
+    for port in range(40000, 40000 + 2 * FULL):
+        sent, reply = f"tcp client:{port} > near:80", f"tcp neighbour:8080 > client:{port}"
+        full.from_pod("client", sent).expect(into("neighbour"))
+        full.from_pod("neighbour", f"{reply} SA ack=1001").expect(into("client"))
+        if len(open_) == IN_USE:
+            full.from_pod("client", f"{open_[0][0]} A ack=1001")
+            full.from_pod("neighbour", f"{open_[0][1]} A ack=1001")
+        open_.append((sent, reply))

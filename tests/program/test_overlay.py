@@ -35,6 +35,12 @@ FROM_THERE: list[Row] = [
         "udp router-there:61000 > client:53 ttl=63",
     ),
     ("for this node's router", "echo remote > router", PASSED, None),
+    (
+        "for a port of it that hides no client",
+        "udp remote:53 > router:61000",
+        dropped("MASQUERADE_UNKNOWN"),
+        None,
+    ),
     ("for this node itself", "tcp remote:40000 > here:22", PASSED, None),
     ("from a pod of this node", "tcp neighbour:1 > client:80", dropped("OVERLAY_SOURCE"), None),
     ("from an address of no node", "tcp nowhere:1 > client:80", dropped("OVERLAY_SOURCE"), None),

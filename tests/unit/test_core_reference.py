@@ -473,6 +473,8 @@ def test_host_ports_keep_the_client() -> None:
         (OUTSIDE, HERE, 22, "pass", rules.HOST),
         (OUTSIDE, HERE, 61000, "drop", rules.MASQUERADE_PORT),
         (LOCAL, HERE, 61000, "pass", rules.HOST),
+        (LOCAL, ROUTER, 22, "pass", rules.HOST),
+        (LOCAL, ROUTER, 61000, "drop", rules.MASQUERADE_PORT),
         (LOCAL, "224.0.0.251", 80, "drop", rules.MULTICAST),
         (OUTSIDE, "224.0.0.251", 80, "pass", rules.LINK),
         (LOCAL, "0.0.0.1", 80, "drop", rules.IMPOSSIBLE_ADDRESS),

@@ -186,7 +186,8 @@ class Reference:
         where = Where.HERE if to.is_loopback else where_is(world, to)
         if flow.entry is Entry.POD and self._is_overlay(flow, to, flow.port):
             return _drop(rules.OVERLAY_PORT)
-        if where is Where.HERE and flow.entry is Entry.OUTSIDE:
+        router = to == world.routers.get(flow.family) and flow.entry is Entry.POD
+        if where is Where.HERE and (flow.entry is Entry.OUTSIDE or router):
             low, high = world.masquerade_ports
             if low <= flow.port <= high:
                 return _drop(rules.MASQUERADE_PORT)
