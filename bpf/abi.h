@@ -256,6 +256,16 @@ struct peer {
 	__u32 node_id; /* key in names */
 };
 
+/* RFC 8201 4: not less than five minutes, better ten */
+#define LIFETIME_PATH_MTU 600
+
+/* Bytes of IPv6 that a path between nodes takes, as a router on it said. */
+struct path_mtu {
+	__u64 until; /* CLOCK_MONOTONIC, ns */
+	__u32 mtu;
+	__u32 zero;
+};
+
 /* ---- Services ---- */
 struct frontend_key {
 	struct addr address;

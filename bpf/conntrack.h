@@ -9,8 +9,6 @@
 
 #include "packet.h"
 
-#define NSEC 1000000000ULL
-
 /* How often a packet looks after the other half of its flow: about every tenth of a second. */
 #define CHECK_SHIFT 20
 #define CHECK_TICKS 100

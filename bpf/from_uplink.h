@@ -25,6 +25,32 @@ static __always_inline bool from_uplink_is_martian(struct packet *p)
 	       (FAMILY == 6 && addr_is_link_local(src)) || endpoints.lookup(src);
 }
 
+/* RFC 8200 5: no path of IPv6 takes less */
+#define IPV6_LEAST_MTU 1280
+
+/*
+ * A router's word that an encapsulated packet of ours was too big. The kernel, which gets it
+ * too, would from now on drop such packets without telling the pod.
+ */
+static __always_inline void from_uplink_learn_mtu(struct __sk_buff *skb, const struct packet *p,
+						  const struct node *n)
+{
+	struct path_mtu path = {};
+	struct peer_key peer = {.family = 6};
+	__be32 mtu;
+
+	if (p->icmp_type != ICMPV6_PKT_TOOBIG || p->inner.protocol != IPPROTO_UDP ||
+	    p->inner.sport != n->vxlan_port || !addr_equal(&p->inner.dst, &n->primary))
+		return;
+	__builtin_memcpy(peer.address, &p->inner.src, sizeof(struct addr));
+	if (!peers.lookup(&peer) || bpf_skb_load_bytes(skb, p->l4 + 4, &mtu, sizeof(mtu)))
+		return;
+	path.until = bpf_ktime_get_ns() + LIFETIME_PATH_MTU * NSEC;
+	path.mtu = bpf_ntohl(mtu);
+	if (path.mtu >= IPV6_LEAST_MTU)
+		path_mtus.update(&peer, &path);
+}
+
 static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
@@ -57,6 +83,8 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port &&
 	    addr_equal(&p->tuple.dst, &n->primary))
 		return ACTION_PASS;
+	if (FAMILY == 6 && p->icmp_error)
+		from_uplink_learn_mtu(skb, p, n);
 	return forward(skb, HOOK_FROM_UPLINK, s);
 }
 

@@ -18,7 +18,8 @@
 #define ANSWER_L4	 (L3_OFFSET + L3_HEADER_SIZE)
 
 /* RFC 792, RFC 4443: what is quoted of the refused packet, up to its ports */
-#define ICMP_QUOTE_SIZE (L3_HEADER_SIZE + 8)
+#define ICMP_QUOTE_SIZE	     (L3_HEADER_SIZE + 8)
+#define FRAGMENT_HEADER_SIZE 8
 
 #define UNREACHABLE_TYPE (FAMILY == 4 ? ICMP_DEST_UNREACH : ICMPV6_DEST_UNREACH)
 #define UNREACHABLE_CODE (FAMILY == 4 ? ICMP_PORT_UNREACH : ICMPV6_PORT_UNREACH)
@@ -47,10 +48,19 @@ static __always_inline __u64 csum_pseudo(struct scratch *s, __u32 length, __u8 p
 	return packet_csum(0, 0, h, sizeof(*h));
 }
 
+/* Of IPv6, where only its sender can make it smaller. */
+static __always_inline bool packet_is_first_fragment(const struct packet *p)
+{
+	return FAMILY == 6 && p->fragment == FRAGMENT_FIRST &&
+	       p->l4 == ANSWER_L4 + FRAGMENT_HEADER_SIZE;
+}
+
 /* RFC 1122 3.2.2, RFC 4443 2.4(e), RFC 9293 3.10.7: what must not be answered. */
 static __always_inline bool packet_may_be_answered(const struct packet *p)
 {
-	if (p->fragment == FRAGMENT_LATER || !p->plain || p->tcp_flags & TCP_FLAG_RST_BYTE)
+	if (p->fragment == FRAGMENT_LATER || p->tcp_flags & TCP_FLAG_RST_BYTE)
+		return false;
+	if (!p->plain && !packet_is_first_fragment(p))
 		return false;
 	/* of ICMP only echoes: whatever else it is may be an error */
 	if (p->tuple.protocol == PROTOCOL_ICMP && p->icmp_type != ECHO_REQUEST)
@@ -162,14 +172,19 @@ static __always_inline int answer_with_reset(struct __sk_buff *skb, struct scrat
 static __always_inline int answer_with_error(struct __sk_buff *skb, struct scratch *s, __u8 type,
 					     __u8 code, __be32 rest)
 {
-	__u16 length = ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE;
+	__u32 quote = ICMP_QUOTE_SIZE;
 	__u8 *body = s->answer.body;
 	__u64 pseudo = 0;
+	__u16 length;
 	int partial;
 
-	_Static_assert(sizeof(s->answer.body) >= ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE,
+	_Static_assert(sizeof(s->answer.body) >=
+			       ICMP_HEADER_SIZE + ICMP_QUOTE_SIZE + FRAGMENT_HEADER_SIZE,
 		       "an answer's body holds an ICMP header and its quote");
-	if (bpf_skb_load_bytes(skb, L3_OFFSET, body + ICMP_HEADER_SIZE, ICMP_QUOTE_SIZE))
+	if (packet_is_first_fragment(&s->packet))
+		quote += FRAGMENT_HEADER_SIZE;
+	length = ICMP_HEADER_SIZE + quote;
+	if (bpf_skb_load_bytes(skb, L3_OFFSET, body + ICMP_HEADER_SIZE, quote))
 		return -DROP_ANSWERED;
 	body[0] = type;
 	body[1] = code;
@@ -198,7 +213,7 @@ static __always_inline int answer_with_error(struct __sk_buff *skb, struct scrat
 /* A bound a CPU and second, so that answers are no amplifier and no load. */
 static __always_inline bool answer_is_due(void)
 {
-	__u64 second = bpf_ktime_get_ns() / 1000000000ULL;
+	__u64 second = bpf_ktime_get_ns() / NSEC;
 	struct answer_budget *budget;
 	__u32 zero = 0;
 

@@ -32,6 +32,12 @@ FAMILY_MAP("lpm_trie", struct route_key, struct route, routes, 1024, BPF_F_NO_PR
 /* By tunnel source. Agent writes from Nodes; from_overlay reads. */
 SHARED_MAP("hash", struct peer_key, struct peer, peers, 1024, BPF_F_NO_PREALLOC);
 
+/*
+ * By the tunnel's other end, over IPv6 alone: routers on the way fragment IPv4. from_uplink writes
+ * what a router says, all that encapsulate read; the kernel evicts, and what is still true is said again.
+ */
+SHARED_MAP("lru_hash", struct peer_key, struct path_mtu, path_mtus, 1024, 0);
+
 /* Agent writes; from_pod, from_uplink read. An entry is written after the service that it points to. */
 FAMILY_MAP("hash", struct frontend_key, struct frontend, frontends, 1024, BPF_F_NO_PREALLOC);
 

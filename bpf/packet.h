@@ -20,6 +20,8 @@
 #include <linux/icmpv6.h>
 #include "maps.h"
 
+#define NSEC 1000000000ULL
+
 #define L3_OFFSET ((int)sizeof(struct ethhdr))
 
 /* tc_index of a packet that one of our programs has finished: the next hook

@@ -104,6 +104,28 @@ static __always_inline int route_set_tunnel(struct __sk_buff *skb, const struct 
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? -DROP_OVERLAY_KEY : 0;
 }
 
+/*
+ * Bytes of IP that fit into the overlay on the way to a node. The kernel sends no
+ * encapsulated packet in fragments over IPv6, and tells of one that is too big
+ * only its own stack, so what routers said of the path is kept here.
+ */
+static __always_inline __u32 route_overlay_mtu(const struct node *n, const struct route *r)
+{
+	struct peer_key peer = {.family = 6};
+	struct path_mtu *path;
+	__u32 mtu = n->pod_mtu;
+
+	if (!(n->flags & NODE_VXLAN))
+		mtu -= r->hop_family == 6 ? OVERLAY_BYTES_IPV6 : OVERLAY_BYTES_IPV4;
+	if (r->hop_family != 6)
+		return mtu;
+	__builtin_memcpy(peer.address, r->hop, sizeof(peer.address));
+	path = path_mtus.lookup(&peer);
+	if (path && path->mtu < mtu + OVERLAY_BYTES_IPV6 && bpf_ktime_get_ns() < path->until)
+		mtu = path->mtu - OVERLAY_BYTES_IPV6;
+	return mtu;
+}
+
 /* Bytes of IP that the path's first link takes; 0: no bound of ours. */
 static __always_inline __u32 route_mtu(const struct node *n, const struct path *path, __u32 uplink)
 {
@@ -111,12 +133,12 @@ static __always_inline __u32 route_mtu(const struct node *n, const struct path *
 	__u32 ifindex = uplink;
 
 	if (uplink && uplink == n->overlay_ifindex)
-		return n->pod_mtu;
+		return path->route ? route_overlay_mtu(n, path->route) : n->pod_mtu;
 	if (!uplink) {
 		if (path->endpoint || !path->route)
 			return 0;
 		if (path->route->kind == ROUTE_TUNNEL)
-			return n->pod_mtu;
+			return route_overlay_mtu(n, path->route);
 		ifindex = path->route->ifindex;
 	}
 	up = uplinks.lookup(&ifindex);
@@ -239,9 +261,7 @@ static __always_inline int route_output_direct(struct __sk_buff *skb, struct pac
 	if (p->hop_limit <= 1)
 		return -DROP_HOP_LIMIT;
 	/* the stack, which could fragment it, would take it for its own */
-	p->mtu = n->pod_mtu;
-	if (!(n->flags & NODE_VXLAN))
-		p->mtu -= r->hop_family == 6 ? OVERLAY_BYTES_IPV6 : OVERLAY_BYTES_IPV4;
+	p->mtu = route_overlay_mtu(n, r);
 	if (packet_exceeds(skb, p, p->mtu))
 		return -DROP_TOO_BIG;
 	err = packet_take_hop(skb, p);

@@ -90,7 +90,7 @@ struct answer {
 	struct addr source;
 	struct pseudo_header pseudo;
 	__u8 header[40]; /* IP */
-	__u8 body[56]; /* ICMP, with what it quotes; TCP */
+	__u8 body[64]; /* ICMP, with what it quotes; TCP */
 };
 
 struct scratch {

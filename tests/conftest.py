@@ -91,7 +91,7 @@ def bundle(pytestconfig: pytest.Config) -> Bundle:
 @pytest.fixture
 def quick(bundle: Bundle) -> Bundle:
     """The bundle less the programs that take the verifier long."""
-    few = tuple(p for p in bundle.programs if p.verified < 5000)
+    few = tuple(p for p in bundle.programs if p.verified < 6000)
     assert few
     return dataclasses.replace(bundle, programs=few, fingerprint="quick")
 

@@ -234,11 +234,27 @@ def kernel_routes(facts: Facts, routes: Routes) -> list[KernelRoute]:
             source = facts.routers.get(family)
             if row.kind == RouteKind.TUNNEL:
                 found.append(
-                    KernelRoute(prefix, facts.overlay_index, source=source, link_scope=True)
-                )
+                    KernelRoute(
+                        prefix, facts.overlay_index, source=source, link_scope=True,
+                        mtu=_stack_mtu(facts, family, row.hop),
+                    )
+                )  # fmt: skip
             elif row.kind == RouteKind.NATIVE:
                 found.append(KernelRoute(prefix, row.ifindex, gateway=row.hop, source=source))
     return found
+
+
+def _stack_mtu(facts: Facts, family: Family, hop: IPAddress | None) -> int:
+    """What the node's own packets into a tunnel may be; 0: as much as the overlay takes.
+
+    Nobody would tell them that a path of IPv6 takes less, as pods are told by the programs:
+    their tunnel key has taken the place of the route that a socket would look into. So they
+    are as small as every path takes, or for IPv6 itself as small as may be.
+    """
+    if hop is None or hop.version == 4:
+        return 0
+    least = IPV6_LEAST_MTU - OVERLAY_OVERHEAD[Family.V6] if family is Family.V4 else IPV6_LEAST_MTU
+    return min(least, facts.pod_mtu)
 
 
 def service_routes(links: Links, facts: Facts, ranges: Iterable[IPNetwork]) -> list[KernelRoute]:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from dataplane.cni.client import request
 from dataplane.kernel import netns
 from dataplane.kernel.compiler import compile_bundle
 from dataplane.kernel.source import bundle_path
+from dataplane.model.net import Family
 
 PODLANE = str(Path(sys.executable).parent / "podlane")
 SIZES = {"flows": 4096, "services": 256, "slots": 4096, "backends": 1024, "backend_counters": 1024}
 SIZES |= {"frontends": 1024, "service_counters": 256, "routes": 256, "peers": 256, "names": 1024}
+
+
+LINK = {Family.V4: "192.0.2.", Family.V6: "2001:db8::"}  # then a node's number
 
 
 def sh(command: str, check: bool = True) -> str:
@@ -169,9 +173,12 @@ class AgentNode:
 
 
 class Cluster:
-    """Nodes 1 … n, their manifests, and a host outside."""
+    """Nodes 1 … n, their manifests, and a host outside. underlay: families of the links between."""
 
-    def __init__(self, count: int, mode: str = "vxlan") -> None:
+    def __init__(
+        self, count: int, mode: str = "vxlan", underlay: Sequence[Family] = tuple(Family)
+    ) -> None:
+        self.underlay = tuple(underlay)
         self.suffix = secrets.token_hex(2)
         self.folder = Path(tempfile.mkdtemp(prefix=f"podlane-test-{self.suffix}-"))
         self.manifests = self.folder / "manifests"
@@ -186,8 +193,8 @@ class Cluster:
         for number in range(1, count + 1):
             ns = self._namespace(f"n{number}")
             self._plug(ns, number)
-            sh(f"ip -n {ns} route add default via 192.0.2.100")
-            sh(f"ip -n {ns} -6 route add default via 2001:db8::100")
+            for family in self.underlay:
+                sh(f"ip -n {ns} -{int(family)} route add default via {LINK[family]}100")
             folder = self.folder / f"n{number}"
             (folder / "bpf").mkdir(parents=True)
             sh(f"mount -t bpf bpf {folder}/bpf")
@@ -210,13 +217,13 @@ class Cluster:
         sh(
             f"ip -n {self.fabric} link add p{number} type veth peer name eth0 netns {ns}"
             f" && ip -n {self.fabric} link set p{number} master br0 up"
-            f" && ip -n {ns} addr add 192.0.2.{number}/24 dev eth0"
-            f" && ip -n {ns} addr add 2001:db8::{number}/64 dev eth0 nodad"
             f" && ip -n {ns} link set eth0 up"
         )
+        for family in self.underlay:
+            more = "/24 dev eth0" if family is Family.V4 else "/64 dev eth0 nodad"
+            sh(f"ip -n {ns} addr add {LINK[family]}{number}{more}")
 
-    @staticmethod
-    def _node(node: AgentNode) -> Mapping[str, Any]:
+    def _node(self, node: AgentNode) -> Mapping[str, Any]:
         number = node.number
         return {
             "apiVersion": "v1",
@@ -228,8 +235,8 @@ class Cluster:
             },
             "status": {
                 "addresses": [
-                    {"type": "InternalIP", "address": f"192.0.2.{number}"},
-                    {"type": "InternalIP", "address": f"2001:db8::{number}"},
+                    {"type": "InternalIP", "address": f"{LINK[family]}{number}"}
+                    for family in self.underlay
                 ]
             },
         }

@@ -26,7 +26,7 @@ from dataplane.kernel import netns
 from dataplane.kernel.maps import Maps
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
-from tests.network.cluster import SIZES, AgentNode, Cluster
+from tests.network.cluster import LINK, SIZES, AgentNode, Cluster
 
 FAMILIES = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 SLOW = 15.0
@@ -41,7 +41,7 @@ def pod_address(family: Family, node: int, number: int) -> str:
 
 
 def node_address(family: Family, node: int) -> str:
-    return f"192.0.2.{node}" if family is Family.V4 else f"2001:db8::{node}"
+    return f"{LINK[family]}{node}"
 
 
 def both(node: int, number: int) -> str:
@@ -240,9 +240,11 @@ def drops(node: AgentNode) -> Counter[str]:
 
 
 @contextlib.contextmanager
-def two_nodes(mode: str = "vxlan", flows: int = 1 << 18) -> Iterator[Cluster]:
+def two_nodes(
+    mode: str = "vxlan", flows: int = 1 << 18, underlay: Sequence[Family] = tuple(Family)
+) -> Iterator[Cluster]:
     """Pods a and b on node 1, c and d on node 2; agents run. flows: entries of that table."""
-    made = Cluster(2, mode)
+    made = Cluster(2, mode, underlay)
     try:
         for node in made.nodes:
             node.write_config(mapSizes={**SIZES, "flows": flows})

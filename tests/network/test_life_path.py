@@ -33,21 +33,20 @@ MEGABYTE = 1 << 20
 @pytest.fixture(scope="module", params=["vxlan", "native"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with life.two_nodes(request.param) as made:
-        _narrow(made)
+        narrow(made)
         backends = {family: [life.pod_address(family, 2, 11)] for family in Family}
         made.write({"web": life.service("web", backends)})
         for family in Family:
             for node in made.nodes:
-                _await_route(made, node.pods["a" if node.number == 1 else "d"], family)
+                await_route(made, node.pods["a" if node.number == 1 else "d"], family)
         yield made
 
 
-def _narrow(cluster: Cluster) -> None:
+def narrow(cluster: Cluster, mtu: int = NARROW) -> None:
+    """Bytes of IP that `outside` takes to the nodes, and far."""
     outside = cluster.outside
     far = cluster._namespace("far")
-    sh(
-        f"ip -n {outside} link add far mtu {NARROW} type veth peer name eth0 mtu {NARROW} netns {far}"
-    )
+    sh(f"ip -n {outside} link add far mtu {mtu} type veth peer name eth0 mtu {mtu} netns {far}")
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         sh(f"ip netns exec {outside} sysctl -qw net/{path}=1")
     for path in ("all", "eth0"):
@@ -65,19 +64,19 @@ def _narrow(cluster: Cluster) -> None:
     sh(f"ip -n {far} -6 route add default via 2001:db8:f::1 advmss 1440")
     for node in cluster.nodes:
         other = 3 - node.number
-        for family in Family:
+        for family in cluster.underlay:
             flag = f"-{int(family)}"
             via, to = life.OUTSIDE[family], life.node_address(family, other)
             sh(f"ip -n {node.ns} {flag} route add {to} via {via}")
             direct = life.node_address(family, node.number)
-            sh(f"ip -n {outside} {flag} route add {direct} dev eth0 mtu {NARROW}")
+            sh(f"ip -n {outside} {flag} route add {direct} dev eth0 mtu {mtu}")
             if node.mode == "native":
                 pods = f"10.244.{node.number}.0/24" if family is Family.V4 else (
                     f"fd00:244:{node.number}::/64")  # fmt: skip
-                sh(f"ip -n {outside} {flag} route add {pods} via {direct} mtu {NARROW}")
+                sh(f"ip -n {outside} {flag} route add {pods} via {direct} mtu {mtu}")
 
 
-def _await_route(cluster: Cluster, pod: str, family: Family) -> None:
+def await_route(cluster: Cluster, pod: str, family: Family) -> None:
     with life.bulk_server(cluster.nodes[1].pods["c"], family, TARGET):
         life.wait(life.serves(pod, family, CLUSTER_IP[family], PORT), what="for the Service")
 
@@ -114,6 +113,11 @@ def client_of(cluster: Cluster, where: str) -> str:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
 def test_bulk_goes_through_a_narrow_path(cluster: Cluster, family: Family, way: str) -> None:
+    goes_through(cluster, family, way)
+
+
+def goes_through(cluster: Cluster, family: Family, way: str) -> None:
+    """Bulk by TCP, and a datagram in fragments, both there and back."""
     where, served, targets, port = WAYS[way]
     ns = client_of(cluster, where)
     with life.bulk_server(server(cluster, served), family, TARGET):

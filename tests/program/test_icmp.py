@@ -7,6 +7,9 @@ gets the error must find it as it was sent, or it means nothing (RFC 5508).
 
 from __future__ import annotations
 
+import sys
+import time
+
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import (
@@ -17,7 +20,9 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
+from dataplane.kernel import bpf
 from dataplane.model.net import Family
+from dataplane.model.rows import Table
 from tests.program import packets, world
 from tests.program.node import Node
 from tests.program.result import (
@@ -114,39 +119,40 @@ class TestTimeExceeded:
         here.from_pod("client", frame).expect(dropped("HOP_LIMIT"))
 
 
+def sized(here: Node, line: str, size: int) -> str:
+    head = {Family.V4: 20, Family.V6: 40}[here.family]
+    transport = 20 if line.startswith("tcp") else 8
+    return f"{line} data={size - head - transport}"
+
+
 class TestTooBig:
     """The node is the hop before the narrow link."""
 
-    def sized(self, here: Node, line: str, size: int) -> str:
-        head = {Family.V4: 20, Family.V6: 40}[here.family]
-        transport = 20 if line.startswith("tcp") else 8
-        return f"{line} data={size - head - transport}"
-
     def test_what_just_fits_goes_through_the_tunnel(self, here: Node) -> None:
-        line = self.sized(here, "udp client:40000 > remote:53", world.POD_MTU)
+        line = sized(here, "udp client:40000 > remote:53", world.POD_MTU)
         here.from_pod("client", line).expect(through_tunnel(), f"{line} ttl=63")
 
     @pytest.mark.parametrize("dst", ["remote:53", "far:80"])
     def test_a_pod_is_told_what_fits_into_the_tunnel(self, here: Node, dst: str) -> None:
         protocol = "udp" if dst == "remote:53" else "tcp"
-        line = self.sized(here, f"{protocol} client:40000 > {dst}", world.POD_MTU + 1)
+        line = sized(here, f"{protocol} client:40000 > {dst}", world.POD_MTU + 1)
         sent = here.from_pod("client", line)
         told = answer_of(sent, "router", "client", "too big", world.POD_MTU)
         sent.expect(refused("TOO_BIG"), told)
 
     def test_a_pod_is_told_what_fits_out_of_the_node(self, here: Node) -> None:
-        line = self.sized(here, "udp client:40000 > outside:53", UPLINK_MTU + 1)
+        line = sized(here, "udp client:40000 > outside:53", UPLINK_MTU + 1)
         sent = here.from_pod("client", line)
         sent.expect(refused("TOO_BIG"), answer_of(sent, "router", "client", "too big", UPLINK_MTU))
 
     def test_outside_is_told_what_fits_into_the_tunnel(self, here: Node) -> None:
-        line = self.sized(here, "tcp outside:40000 > here:30081", world.POD_MTU + 1)
+        line = sized(here, "tcp outside:40000 > here:30081", world.POD_MTU + 1)
         sent = here.from_uplink(line)
         told = answer_of(sent, "here", "outside", "too big", world.POD_MTU)
         sent.expect(refused("TOO_BIG"), told)
 
     def test_within_the_node_nothing_is_too_big(self, here: Node) -> None:
-        line = self.sized(here, "udp client:40000 > neighbour:53", UPLINK_MTU + 500)
+        line = sized(here, "udp client:40000 > neighbour:53", UPLINK_MTU + 500)
         here.from_pod("client", line).expect(into("neighbour"), f"{line} ttl=63")
 
     @pytest.mark.parametrize(("segment", "fits"), [(1000, True), (1390, True), (1420, False)])
@@ -154,10 +160,75 @@ class TestTooBig:
         self, here: Node, segment: int, fits: bool
     ) -> None:
         """A GSO packet is cut later; with 20 bytes of TCP, 1390 fit over either family."""
-        line = self.sized(here, "tcp client:40000 > remote:80", 3000)
+        line = sized(here, "tcp client:40000 > remote:80", 3000)
         frame = here.build(line, world.GATEWAY_MAC, world.mac_of(world.CLIENT))
         sent = here.run("from_pod", world.CLIENT, frame, gso_size=segment)
         assert sent.verdict.action == ("TUNNEL" if fits else "ANSWER")
+
+
+class TestNarrowUnderlay:
+    """A router between the nodes, over IPv6, which fragments nothing."""
+
+    OVERHEAD = 70
+    LINE = "udp client:40000 > remote:53"
+    OURS = "udp here:50000 > there:8472"
+
+    @pytest.fixture
+    def family(self) -> Family:
+        return Family.V6
+
+    @pytest.fixture
+    def underlay(self) -> world.Underlay:
+        return world.Underlay(outer=Family.V6)
+
+    def say(self, here: Node, mtu: int, about: str = OURS) -> None:
+        said = error(here, "outside", "here", "too big", quote(here, about), mtu=mtu)
+        here.from_uplink(framed(here, said, world.mac_of(world.UPLINK), world.SWITCH_MAC))
+
+    def takes(self, here: Node, mtu: int) -> None:
+        """What fits goes, and a byte more does not, which is said."""
+        fits = sized(here, self.LINE, mtu)
+        here.from_pod("client", fits).expect(through_tunnel(), f"{fits} ttl=63")
+        sent = here.from_pod("client", sized(here, self.LINE, mtu + 1))
+        sent.expect(refused("TOO_BIG"), answer_of(sent, "router", "client", "too big", mtu))
+
+    def test_a_pod_is_told_what_fits(self, here: Node) -> None:
+        self.takes(here, world.POD_MTU)
+        self.say(here, 1400)
+        self.takes(here, 1400 - self.OVERHEAD)
+        self.say(here, 1380)
+        self.takes(here, 1380 - self.OVERHEAD)
+
+    def test_outside_is_told_what_fits(self, here: Node) -> None:
+        self.say(here, 1400)
+        sent = here.from_uplink(sized(here, "tcp outside:40000 > here:30081", 1331))
+        sent.expect(refused("TOO_BIG"), answer_of(sent, "here", "outside", "too big", 1330))
+
+    @pytest.mark.parametrize(
+        ("about", "mtu"),
+        [
+            ("udp here:50000 > there:53", 1400),
+            ("tcp here:50000 > there:8472", 1400),
+            ("udp here2:50000 > there:8472", 1400),
+            ("udp here:50000 > outside2:8472", 1400),
+            (OURS, 1279),  # less than any path may take
+            (OURS, 1600),  # no narrower than our own end
+        ],
+    )
+    def test_what_is_not_about_the_overlay_or_cannot_be_is_not_believed(
+        self, here: Node, about: str, mtu: int
+    ) -> None:
+        self.say(here, mtu, about)
+        self.takes(here, world.POD_MTU)
+
+    def test_after_ten_minutes_it_is_tried_again(self, here: Node) -> None:
+        self.say(here, 1400)
+        fd = here.datapath.maps[Table("path_mtus")]
+        ((key, value),) = (pair[:2] for pair in bpf.map_batches(fd, 20, 16))
+        until, now = int.from_bytes(value[:8], sys.byteorder), time.monotonic_ns()
+        assert 590 * 10**9 < until - now <= 600 * 10**9
+        bpf.map_update(fd, key, now.to_bytes(8, sys.byteorder) + value[8:])
+        self.takes(here, world.POD_MTU)
 
 
 class TestMayBeFragmented:

@@ -288,10 +288,12 @@ def test_fragments_of_another_packet_do_not_follow(here: Node) -> None:
 
 
 def test_only_the_first_fragment_of_a_refused_packet_is_answered(here: Node) -> None:
-    """RFC 1122 3.2.2. Over IPv6 none is, since its extension header is not quoted."""
+    """RFC 1122 3.2.2. Its ports are quoted, behind IPv6's fragment header."""
     first, late, *_ = fragments_of(here, "udp client:40000 > empty:53 data=1400")
-    told = refused("NO_BACKEND") if here.family is Family.V4 else dropped("NO_BACKEND")
-    here.from_pod("client", framed(here, first)).expect(told)
+    told = here.from_pod("client", framed(here, first)).expect(refused("NO_BACKEND"))
+    quoted = told.frame[ETHERNET + IP_SIZE[here.family] + 8 :]
+    assert len(quoted) == {Family.V4: 20 + 8, Family.V6: 40 + 8 + 8}[here.family]
+    assert told.given[ETHERNET:].startswith(quoted)
     here.from_pod("client", framed(here, late)).expect(dropped("NO_BACKEND"))
 
 

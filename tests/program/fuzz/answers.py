@@ -14,7 +14,6 @@ from tests.program.fuzz.sight import (
     ACK,
     ETHERNET,
     FIN,
-    HEADER,
     ICMP_OF,
     ICMPV6,
     LATER,
@@ -73,7 +72,7 @@ def wrong(case: Case, given: bytes, sight: Sight, seen: Seen, place: Place) -> s
         return _wrong_reset(given, sight, out, after, seen)
     if after.protocol != ICMP_OF[family]:
         return f"answer of protocol {after.protocol}"
-    return _wrong_error(case, given, out, after, seen, place)
+    return _wrong_error(case, given, sight, out, after, seen, place)
 
 
 def _wrong_question(given: bytes, sight: Sight, seen: Seen, place: Place, family: Family) -> str:
@@ -117,7 +116,7 @@ def _wrong_reset(given: bytes, sight: Sight, out: bytes, after: Sight, seen: See
 
 
 def _wrong_error(
-    case: Case, given: bytes, out: bytes, after: Sight, seen: Seen, place: Place
+    case: Case, given: bytes, sight: Sight, out: bytes, after: Sight, seen: Seen, place: Place
 ) -> str:
     family, l4 = case.family, after.l4
     refused, hops, big = _KINDS[family]
@@ -127,7 +126,7 @@ def _wrong_error(
     quote = out[l4 + 8 :]
     if quote != given[ETHERNET : ETHERNET + len(quote)]:
         return "ICMP quotes what was not sent"
-    if len(quote) < HEADER[family] + 8:
+    if len(quote) < sight.l4 - ETHERNET + 8:
         return "ICMP quotes too little"
     if seen.reason in _REFUSED:
         return ""
