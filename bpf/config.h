@@ -23,9 +23,14 @@
 #define MASQUERADE_TRIES 16
 #endif
 
-/* How many answers (resets, ICMP errors) one CPU sends in a second before it keeps silent. */
+/* How many answers (resets, ICMP errors) one CPU sends to one sender in a second before it keeps silent. */
 #ifndef ANSWERS_PER_SECOND
 #define ANSWERS_PER_SECOND 10000
+#endif
+
+/* How many senders are told apart for that: pods, and one for all else. */
+#ifndef ANSWER_SHARES
+#define ANSWER_SHARES 128
 #endif
 
 /* How many IPv6 extension headers are walked before the packet is dropped. */

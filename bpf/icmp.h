@@ -210,14 +210,17 @@ static __always_inline int answer_with_error(struct __sk_buff *skb, struct scrat
 	return ACTION_ANSWER;
 }
 
-/* A bound a CPU and second, so that answers are no amplifier and no load. */
-static __always_inline bool answer_is_due(void)
+/*
+ * A bound a CPU and second, so that answers are no amplifier and no load; a
+ * sender, so that what one pod asks for leaves the others' connections their ends.
+ */
+static __always_inline bool answer_is_due(const struct packet *p)
 {
 	__u64 second = bpf_ktime_get_ns() / NSEC;
 	struct answer_budget *budget;
-	__u32 zero = 0;
+	__u32 share = p->endpoint_id % ANSWER_SHARES;
 
-	budget = answer_budget.lookup(&zero);
+	budget = answer_budget.lookup(&share);
 	if (!budget)
 		return false;
 	if (budget->second != second) {
@@ -242,7 +245,7 @@ static __always_inline bool answer_is_known(__u32 reason)
 static __always_inline int answer_drop(struct __sk_buff *skb, struct scratch *s, __u32 reason,
 				       const struct addr *router)
 {
-	if (!packet_may_be_answered(&s->packet) || !answer_is_due())
+	if (!packet_may_be_answered(&s->packet) || !answer_is_due(&s->packet))
 		return -DROP_ANSWERED;
 	if (!answer_refuses(reason)) {
 		s->answer.source = *router;

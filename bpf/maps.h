@@ -77,8 +77,8 @@ SHARED_MAP("array", __u32, struct flow_budget, endpoint_flows, 1024, 0);
 /* By destination: masquerade ports that were all taken. Programs add; the kernel evicts. */
 FAMILY_MAP("lru_hash", struct exhausted_key, struct counter, exhausted, 1024, 0);
 
-/* Answers of this CPU in the running second. Programs only. */
-FAMILY_MAP("percpu_array", __u32, struct answer_budget, answer_budget, 1, 0);
+/* Answers of this CPU in the running second, by endpoint id modulo its size; 0: to whom is no pod here. Programs only. */
+FAMILY_MAP("percpu_array", __u32, struct answer_budget, answer_budget, ANSWER_SHARES, 0);
 
 /* By service id. Programs add; the agent clears when it gives the id to a new Service. */
 SHARED_MAP("percpu_array", __u32, struct service_counter, service_counters, 1024, 0);

@@ -53,7 +53,9 @@ class Tables:
         made = (
             (fd, bpf.map_info(fd)) for t, fd in datapath.maps.items() if t.name not in UNCLEARED
         )
-        self._maps_made = [(fd, info, _nothing(info)) for fd, info in made]
+        self._maps_made = [
+            (fd, info, nothing(info) if info.type in bpf.ARRAY_TYPES else None) for fd, info in made
+        ]
         self._written: list[_Entry] = []
         self._fills: dict[tuple[Family, world.Underlay], tuple[_Entry, ...]] = {}
 
@@ -81,9 +83,9 @@ class Tables:
 
     def clear(self) -> None:
         """All tables as after a fresh load."""
-        for fd, info, nothing in self._maps_made:
-            if nothing is not None:
-                bpf.map_update_batch(fd, *nothing, info.max_entries)
+        for fd, info, empty in self._maps_made:
+            if empty is not None:
+                bpf.map_update_batch(fd, *empty)
             elif info.type == bpf.MAP_LPM_TRIE:  # the last that batches came to
                 while (key := bpf.map_next_key(fd, None, info.key_size)) is not None:
                     bpf.map_delete(fd, key)
@@ -263,11 +265,9 @@ class Tables:
         return found or EndpointCounter(0, 0, 0, 0)
 
 
-def _nothing(info: bpf.MapInfo) -> tuple[bytes, bytes] | None:
-    """Keys and values of an array that holds nothing; None for a map that is no array."""
-    if info.type not in bpf.ARRAY_TYPES:
-        return None
+def nothing(info: bpf.MapInfo) -> tuple[bytes, bytes, int]:
+    """Keys, values and number of entries of an array that holds nothing, for a batch."""
     per_cpu = info.type in bpf.PERCPU_TYPES
     size = (info.value_size + 7) // 8 * 8 * bpf.possible_cpus() if per_cpu else info.value_size
     keys = b"".join(place.to_bytes(4, "little") for place in range(info.max_entries))
-    return keys, bytes(size * info.max_entries)
+    return keys, bytes(size * info.max_entries), info.max_entries

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import struct
+import sys
+import time
+
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
+from dataplane.kernel import bpf
 from dataplane.model.net import Family
 from tests.program import packets, world
 from tests.program.node import Node
@@ -138,3 +143,24 @@ def test_an_answer_is_made_of_a_short_segment(here: Node) -> None:
     sent = here.from_pod("client", "tcp client:40000 > empty:80 data=900")
     assert len(sent.frame) == 14 + (20 if here.family is Family.V4 else 40) + 20
     assert Ether(sent.frame)[TCP].flags == "RA"
+
+
+def spend(node: Node, sender: str) -> int:
+    """All answers of this second that a pod may get; the second."""
+    fd = node.datapath.maps[node.table("answer_budget")]
+    second = time.monotonic_ns() // 10**9
+    spent = struct.pack("=QII", second, 1 << 31, 0) * bpf.possible_cpus()
+    bpf.map_update(fd, world.POD_IDS[sender].to_bytes(4, sys.byteorder), spent)
+    return second
+
+
+def test_what_one_pod_asks_for_leaves_answers_to_the_others(here: Node) -> None:
+    question = "tcp {}:40000 > empty:80"
+    while True:
+        second = spend(here, "client")
+        first = here.from_pod("client", question.format("client"))
+        other = here.from_pod("neighbour", question.format("neighbour"))
+        if second == time.monotonic_ns() // 10**9:
+            break
+    first.expect(dropped("NO_BACKEND"))
+    other.expect(refused("NO_BACKEND"))

@@ -31,7 +31,7 @@ from tests.program.differential import cluster
 from tests.program.prelude import Setup
 from tests.program.quick import Quick, Seen, Way
 from tests.program.sandbox import Sandbox
-from tests.program.state import Tables
+from tests.program.state import Tables, nothing
 
 SIZES = {
     "frontends": 512,
@@ -70,8 +70,8 @@ class Stage:
         self._routes, self._left_alone = Routes(), left_alone(())
         self._now = 0.0
         # so that no budget of answers runs out in the midst of a test
-        budgets = [datapath.maps[Table("answer_budget", family)] for family in Family]
-        self._budgets = [(fd, bytes(_per_cpu(bpf.map_info(fd).value_size))) for fd in budgets]
+        self._budgets = [datapath.maps[Table("answer_budget", family)] for family in Family]
+        self._unspent = nothing(bpf.map_info(self._budgets[0]))
 
     def begin(self, world: World) -> None:
         """Fresh tables, filled for a world."""
@@ -96,8 +96,8 @@ class Stage:
         steps = tuple(step for step in plan.steps if not isinstance(step, Grace))
         left_out = self._writer.execute(Plan(steps))
         assert not left_out, f"the test's maps are too small: {left_out[0]}"
-        for fd, nothing in self._budgets:
-            bpf.map_update(fd, bytes(4), nothing)
+        for fd in self._budgets:
+            bpf.map_update_batch(fd, *self._unspent)
 
     def run(self, hook: str, family: Family, device: int, frame: bytes | bytearray) -> Seen:
         """One packet through one hook of a device."""
@@ -165,10 +165,6 @@ class Stage:
                 self._tables.delete("routes", key)
             for key in rows_now.keys() - before.rows[family].keys():
                 self._tables.put("routes", key, rows_now[key])
-
-
-def _per_cpu(size: int) -> int:
-    return (size + 7) // 8 * 8 * bpf.possible_cpus()
 
 
 def settings_of(world: World) -> Settings:
