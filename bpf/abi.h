@@ -211,7 +211,8 @@ struct node {
 	__u8 gateway_mac[6]; /* MAC of every host veth: the gateway as pods see it */
 	__u64 netns_cookie; /* of the node's network namespace; 0: not known, no socket is the node's */
 	struct addr primary; /* the address that others know the node by; zero: none */
-	__u32 zero[5 - ADDR_WORDS / 4]; /* for later; to a multiple of 8 */
+	__u32 closed_flows; /* that may rest in the flow table: places in the map; 0: no bound */
+	__u32 zero[4 - ADDR_WORDS / 4]; /* for later; to a multiple of 8 */
 };
 
 struct uplink {

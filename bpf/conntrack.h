@@ -114,6 +114,40 @@ static __always_inline void ct_release_budget(struct flow *f, struct flow_key *k
 }
 
 /*
+ * Closed flows rest in the table, for their last packets. How many may is
+ * bounded, so that who opens and closes flows as fast as it can pushes none
+ * that rests alive out of the table: one that closes takes the place of the one
+ * that did longest ago, and that one goes.
+ */
+static __always_inline void ct_rest(struct flow *f, struct scratch *s)
+{
+	struct flow_key *place, *key = &s->closed, *other = &s->packet.other;
+	__u32 zero = 0, index;
+	struct node *n = node.lookup(&zero);
+	__u64 *count = closed_count.lookup(&zero);
+	struct flow *old, *half;
+
+	if (!n || !n->closed_flows || !count)
+		return;
+	__sync_fetch_and_add(count, 1);
+	index = *count % n->closed_flows;
+	place = closed_flows.lookup(&index);
+	if (!place)
+		return;
+	/* two CPUs may have come to one place: a torn tuple is no flow's, and one is left to the sweep */
+	*key = *place;
+	ct_original_key(f, place);
+	old = flows.lookup(key);
+	if (!old || ct_same_original(old, f) || !ct_is_closed(old))
+		return;
+	ct_reply_key(old, other);
+	half = flows.lookup(other);
+	if (half && ct_same_original(half, old))
+		flows.delete(other);
+	flows.delete(key);
+}
+
+/*
  * Sees that the other half of f stands, and puts it back if the kernel evicted
  * it. Looking it up also keeps it from being the next to be evicted. If
  * another flow has taken its tuple, this one can't go on.
@@ -183,8 +217,10 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 		bool closed = ct_is_closed(f);
 
 		ct_set_state(f, &p->other, bits);
-		if (!closed && ct_is_closed(f))
+		if (!closed && ct_is_closed(f)) {
 			ct_release_budget(f, &p->other);
+			ct_rest(f, s);
+		}
 	}
 	if (tick - f->checked < CHECK_TICKS)
 		return 0;

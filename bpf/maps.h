@@ -59,6 +59,12 @@ FAMILY_MAP("lru_hash", struct affinity_key, struct affinity, affinity, 1024, 0);
 /* Programs write both halves of a flow; the agent's sweep deletes both; the kernel may evict either. */
 FAMILY_MAP("lru_hash", struct flow_key, struct flow, flows, 1024, 0);
 
+/* A ring of closed flows, by their original tuples. Programs write, over the one that closed longest ago. */
+FAMILY_MAP("array", __u32, struct flow_key, closed_flows, 1024, 0);
+
+/* Flows that have closed: the ring's head. Programs only. */
+FAMILY_MAP("array", __u32, __u64, closed_count, 1, 0);
+
 /* By socket cookie: connected sockets of the node. Programs write, and delete at the socket's end. */
 FAMILY_MAP("lru_hash", __u64, struct socket_flow, sockets, 1024, 0);
 

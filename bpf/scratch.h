@@ -98,6 +98,7 @@ struct scratch {
 	struct peer_key peer; /* who encapsulated it */
 	struct answer answer;
 	struct flow_draft draft;
+	struct flow_key closed; /* a flow that makes room for another */
 	struct verdict verdict;
 };
 

@@ -29,6 +29,8 @@ MODES = ("vxlan", "native")
 # How a client outside is answered by a pod of another node: through the node that it asked, or
 # directly, with the address that it asked for.
 SNAT, DSR = LOAD_BALANCER_MODES = ("snat", "dsr")
+# What part of the flow table's entries closed flows may be, in flows: a quarter, with two each.
+CLOSED_FLOWS_PART = 8
 # Entries by map; maps with an entry a family have that many each. Room for 10,000 Services
 # with 10 endpoints each, 5,000 nodes, and 128 Ki flows (a flow is two entries).
 DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
@@ -47,6 +49,7 @@ DEFAULT_SIZES: Mapping[str, int] = MappingProxyType(
         "backend_counters": 131072,
         "names": 65536,
         "flows": 262144,
+        "closed_flows": 262144 // CLOSED_FLOWS_PART,
         "affinity": 65536,
         "fragments": 4096,
         "endpoint_flows": 1024,
@@ -269,7 +272,10 @@ def _sizes(value: object) -> Mapping[str, int]:
             raise ValueError(f"{name}: must be a number of entries, not {size!r}")
         if size > _MOST.get(name, size):
             raise ValueError(f"{name}: at most {_MOST[name]}, not {size}")
-    return MappingProxyType({**DEFAULT_SIZES, **{_text(n): size for n, size in value.items()}})
+    given = {_text(name): size for name, size in value.items()}
+    if "flows" in given:
+        given = {"closed_flows": -(-given["flows"] // CLOSED_FLOWS_PART), **given}
+    return MappingProxyType({**DEFAULT_SIZES, **given})
 
 
 def _path(value: object) -> Path:

@@ -56,6 +56,7 @@ def node_row(config: Config, facts: Facts, family: Family, seed: int) -> NodeRow
         gateway_mac=GATEWAY_MAC,
         # Half of the table, in flows of two entries each.
         flows_per_pod=config.map_sizes["flows"] // 4,
+        closed_flows=config.map_sizes["closed_flows"],
         primary=next((a for a in facts.addresses if a.version == family), NOTHING[family]),
         netns_cookie=facts.netns_cookie,
     )

@@ -32,7 +32,9 @@ _BESIDE = {
     "endpoint_counters": "endpoints",
     "endpoint_flows": "endpoints",
 }
-_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget", "tails"})
+_FIXED = frozenset(
+    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "tails"}
+)
 _VERDICTS = Table("verdicts")
 _NO_VERDICT = Verdict(0, 0, 0, 0, None, 0, 0, 0)
 _SPARE = 8  # entries that a question adds

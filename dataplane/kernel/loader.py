@@ -44,7 +44,9 @@ _OLD = "old_"  # begins the name of a pin that programs still attached may need
 _LINK = "bundle"
 _LOG_SIZE = 16 << 20
 # Their sizes follow from the programs.
-_FIXED = frozenset({"node", "drops", "verdicts", "scratch", "answer_budget", "tails"})
+_FIXED = frozenset(
+    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "tails"}
+)
 _PROGRAMS = "prog"  # type of a map of programs in bpf/maps.h
 _TAIL = "tail_"  # begins the hook of a program that others end in, named as in enum tail
 

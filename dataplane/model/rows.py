@@ -46,6 +46,7 @@ class NodeRow:
     primary: IPAddress
     netns_cookie: int = 0
     flows_per_pod: int = 0
+    closed_flows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

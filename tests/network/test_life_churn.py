@@ -349,7 +349,8 @@ def test_an_agent_killed_at_any_moment_breaks_no_connection(cluster: Cluster) ->
     assert outcome.totals["tcp"] > 100
 
 
-COUNTED = ("flows", "fragments", "drops", "exhausted", "scratch", "verdicts", "endpoint_flows")
+COUNTED = {"flows", "closed_flows", "closed_count", "fragments", "drops", "exhausted", "scratch"}
+COUNTED |= {"verdicts", "endpoint_flows", "path_mtus"}
 
 
 def held(node: AgentNode) -> dict[str, object]:

@@ -18,12 +18,14 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,12 +71,18 @@ def cluster() -> Iterator[Cluster]:
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def ask(client: socket.socket) -> str:
-    """One request on a kept connection; who answered, if it answered this very client."""
+def answer(client: socket.socket) -> dict[str, Any]:
+    """To one request on a kept connection."""
     client.sendall(REQUEST)
-    answer = json.loads(client.recv(4096).partition(b"\r\n\r\n")[2])
-    assert answer["clientPort"] == client.getsockname()[1], "another flow's answer"
-    return str(answer["pod"])
+    found: dict[str, Any] = json.loads(client.recv(4096).partition(b"\r\n\r\n")[2])
+    return found
+
+
+def ask(client: socket.socket) -> str:
+    """Who answered one request, if it answered this very client."""
+    found = answer(client)
+    assert found["clientPort"] == client.getsockname()[1], "another flow's answer"
+    return str(found["pod"])
 
 
 @pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
@@ -130,6 +138,24 @@ def lifted(node: AgentNode) -> Iterator[None]:
         for fd, key, value in kept:
             bpf.map_update(fd, key, value)
             os.close(fd)
+
+
+@pytest.mark.parametrize("ending", ["refused", "reset", "closed"])
+def test_a_pod_that_opens_and_closes_flows_without_end_pushes_no_others_out(
+    cluster: Cluster, ending: str
+) -> None:
+    """Pod b's flow to a Service rests meanwhile, and would be reset if both its halves had gone."""
+    one = cluster.nodes[0]
+    address = life.pod_address(Family.V4, 2, 12 if ending == "refused" else 11)
+    with life.connect(one.pods["b"], Family.V4, CLUSTER_IP[Family.V4], PORT) as kept:
+        who = answer(kept)["pod"]
+        for _ in range(4 * SMALL):
+            with life.make(one.pods["a"], Family.V4, socket.SOCK_STREAM) as client:
+                if ending == "reset":
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with contextlib.suppress(ConnectionRefusedError):
+                    client.connect((address, TARGET))
+        assert answer(kept)["pod"] == who
 
 
 def test_a_pod_that_opens_flows_without_end_is_bounded_and_named(cluster: Cluster) -> None:

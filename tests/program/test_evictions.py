@@ -266,3 +266,52 @@ def test_a_full_table_does_not_evict_a_flow_that_was_just_written(full: Node, ha
             full.from_pod("client", f"{open_[0][0]} A ack=1001")
             full.from_pod("neighbour", f"{open_[0][1]} A ack=1001")
         open_.append((sent, reply))
+
+
+class TestClosedFlows:
+    """They rest for their last packets, and only so many of them: else they push others out."""
+
+    @pytest.fixture(autouse=True)
+    def two_places(self, here: Node) -> None:
+        here.change("node", 0, closed_flows=2)
+
+    def close(self, here: Node, port: int) -> None:
+        here.from_pod("client", f"tcp client:{port} > near:80")
+        here.from_pod("client", f"tcp client:{port} > near:80 R")
+
+    def ports(self, here: Node) -> list[int]:
+        """Of the flows that are there, whole."""
+        return sorted(flow.client_port for flow in here.flows().values())
+
+    def test_the_one_that_closed_longest_ago_goes_whole(self, here: Node) -> None:
+        for port in range(1, 6):
+            self.close(here, port)
+        assert self.ports(here) == [4, 4, 5, 5]
+
+    def test_one_that_was_opened_anew_stays(self, here: Node) -> None:
+        self.close(here, 1)
+        here.from_pod("client", "tcp client:1 > near:80")
+        for port in range(2, 5):
+            self.close(here, port)
+        assert self.ports(here) == [1, 1, 3, 3, 4, 4]
+
+    def test_a_live_flow_has_no_place_among_them(self, here: Node) -> None:
+        here.from_pod("client", "tcp client:1 > near:80")
+        for port in range(2, 6):
+            self.close(here, port)
+        assert self.ports(here) == [1, 1, 4, 4, 5, 5]
+
+    def test_a_flow_that_closes_again_does_not_make_room_for_itself(self, here: Node) -> None:
+        for _ in range(4):
+            self.close(here, 1)
+        assert self.ports(here) == [1, 1]
+
+    def test_both_sides_closings_are_one(self, here: Node) -> None:
+        """FINs and their acknowledgements, then a reset: one place."""
+        self.close(here, 1)
+        for sent in ("S", "A", "FA"):
+            here.from_pod("client", f"tcp client:2 > near:80 {sent}")
+            here.from_pod("neighbour", f"tcp neighbour:8080 > client:2 {sent}")
+        here.from_pod("client", "tcp client:2 > near:80 A")
+        here.from_pod("client", "tcp client:2 > near:80 R")
+        assert self.ports(here) == [1, 1, 2, 2]

@@ -75,7 +75,7 @@ def test_every_key_reaches_its_field() -> None:
         uplinks=("eth0", "eth1"),
         mtu=1400,
         api_server="https://192.0.2.9:6443",
-        map_sizes={**DEFAULT_SIZES, "flows": 1000},
+        map_sizes={**DEFAULT_SIZES, "flows": 1000, "closed_flows": 125},
         cni_bin_dir=Path("/b"),
         cni_conf_dir=Path("/c"),
         run_dir=Path("/r"),
