@@ -449,6 +449,11 @@ struct flow_budget {
 	__u32 live;
 };
 
+/* How long what the last sweep wrote may be believed: without sweeps, budgets only grow. */
+struct sweep {
+	__u64 until; /* CLOCK_MONOTONIC, ns */
+};
+
 /* A destination for which no masquerade port was free. */
 struct exhausted_key {
 	struct addr address;

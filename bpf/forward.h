@@ -230,17 +230,24 @@ static __always_inline bool flow_goes_direct(enum hook hook, const struct node *
 	return !from || !(from->flags & ROUTE_CLUSTER);
 }
 
-/* A bound a pod, so that none can push the others' flows out of the table. */
+/*
+ * A bound a pod, so that none can push the others' flows out of the table. It is
+ * the agent's sweep that counts flows which fell silent off again; while there
+ * is no agent, a pod isn't held to what it has opened since.
+ */
 static __always_inline bool flow_limit_reached(const struct packet *p, const struct node *n)
 {
-	__u32 id = p->endpoint_id;
+	__u32 id = p->endpoint_id, zero = 0;
 	struct flow_budget *budget = endpoint_flows.lookup(&id);
+	struct sweep *last;
 
 	if (!budget || !n->flows_per_pod)
 		return false;
 	/* Signed: two flows that close at once may take it below zero until the next sweep. */
-	if ((__s32)budget->live >= (__s32)n->flows_per_pod)
-		return true;
+	if ((__s32)budget->live >= (__s32)n->flows_per_pod) {
+		last = sweep.lookup(&zero);
+		return last && bpf_ktime_get_ns() < last->until;
+	}
 	__sync_fetch_and_add(&budget->live, 1);
 	return false;
 }

@@ -80,6 +80,9 @@ FAMILY_MAP("percpu_array", __u32, struct counter, drops, HOOK_MAX *DROP_MAX, 0);
 /* By endpoint id. Programs add, the agent's sweep writes what is true. */
 SHARED_MAP("array", __u32, struct flow_budget, endpoint_flows, 1024, 0);
 
+/* Agent writes after each sweep; read where a pod has used up its budget. */
+SHARED_MAP("array", __u32, struct sweep, sweep, 1, 0);
+
 /* By destination: masquerade ports that were all taken. Programs add; the kernel evicts. */
 FAMILY_MAP("lru_hash", struct exhausted_key, struct counter, exhausted, 1024, 0);
 

@@ -49,6 +49,7 @@ _ROWS: Mapping[str, type] = {
     "socket_flow": flow.SocketFlow,
     "counter": flow.Counter,
     "flow_budget": rows.FlowBudget,
+    "sweep": rows.SweepRow,
     "exhausted_key": flow.ExhaustedKey,
     "service_counter": flow.ServiceCounter,
     "endpoint_counter": flow.EndpointCounter,

@@ -22,14 +22,17 @@ from dataplane.kernel.bpf import BpfError
 from dataplane.kernel.sweep import Sweeper
 from dataplane.model.errors import PodlaneError
 from dataplane.model.net import Family
-from dataplane.model.rows import EndpointRow, FlowBudget, Table
+from dataplane.model.rows import EndpointRow, FlowBudget, SweepRow, Table
 
 BUDGETS = Table("endpoint_flows")
+SWEEP = Table("sweep")
 FLOWS = {family: Table("flows", family) for family in Family}
 ENDPOINTS = {family: Table("endpoints", family) for family in Family}
 ANY_ADDRESS = (IPv4Address, IPv6Address)
 LEAST_REST = 10.0
 _REST_TO_WORK = 100
+# Within so many rests the next round will have been, also on a busy machine.
+_OVERDUE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,13 @@ class Sweeps:
         """Sweep until cancelled; a kernel that refuses is told of once, and asked again."""
         rest, refused = LEAST_REST, ""
         while True:
-            await asyncio.sleep(rest)
             try:
-                done = await self.round()
+                rest, refused = (await self.round()).rest, ""
             except (BpfError, PodlaneError) as error:
                 if str(error) != refused:
                     log("sweep_failed", why=str(error))
                 refused = str(error)
-                continue
-            rest, refused = done.rest, ""
+            await asyncio.sleep(rest)
 
     async def round(self) -> Round:
         """Go through all flows once, then write what each pod has."""
@@ -91,7 +92,10 @@ class Sweeps:
                     live[row.id] += swept.live[address.packed]
             seconds += time.thread_time() - began
         self._put_budgets(live, before)
-        return Round(entries, deleted, seconds)
+        done = Round(entries, deleted, seconds)
+        until = time.monotonic_ns() + int(done.rest * _OVERDUE * 10**9)
+        self._tables.put(SWEEP, {0: SweepRow(until)})
+        return done
 
     def _budgets(self) -> dict[int, int]:
         # Two flows that close at once may have taken it below zero.

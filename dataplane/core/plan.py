@@ -32,6 +32,7 @@ from dataplane.model.rows import (
     SlotRow,
     SourceKey,
     SourceRow,
+    SweepRow,
     Table,
     UplinkRow,
 )
@@ -39,7 +40,7 @@ from dataplane.model.rows import (
 Key = int | IPAddress | RouteKey | FrontendKey | SourceKey | NameKey
 Row = (
     NodeRow | UplinkRow | EndpointRow | RouteRow | PeerRow | FrontendRow | SourceRow | ServiceRow
-    | SlotRow | BackendRow | NameRow | FlowBudget
+    | SlotRow | BackendRow | NameRow | FlowBudget | SweepRow
 )  # fmt: skip
 State = Mapping[Table, Mapping[Key, Row]]
 

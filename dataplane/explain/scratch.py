@@ -33,7 +33,7 @@ _BESIDE = {
     "endpoint_flows": "endpoints",
 }
 _FIXED = frozenset(
-    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "tails"}
+    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "sweep", "tails"}
 )
 _VERDICTS = Table("verdicts")
 _NO_VERDICT = Verdict(0, 0, 0, 0, None, 0, 0, 0)

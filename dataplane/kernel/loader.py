@@ -45,7 +45,7 @@ _LINK = "bundle"
 _LOG_SIZE = 16 << 20
 # Their sizes follow from the programs.
 _FIXED = frozenset(
-    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "tails"}
+    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "sweep", "tails"}
 )
 _PROGRAMS = "prog"  # type of a map of programs in bpf/maps.h
 _TAIL = "tail_"  # begins the hook of a program that others end in, named as in enum tail

@@ -191,6 +191,13 @@ class NameRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepRow:
+    """struct sweep, in its only place."""
+
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class FlowBudget:
     """struct flow_budget: live flows that a pod opened; close, and made true by each sweep."""
 

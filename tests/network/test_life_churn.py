@@ -350,7 +350,7 @@ def test_an_agent_killed_at_any_moment_breaks_no_connection(cluster: Cluster) ->
 
 
 COUNTED = {"flows", "closed_flows", "closed_count", "fragments", "drops", "exhausted", "scratch"}
-COUNTED |= {"verdicts", "endpoint_flows", "path_mtus"}
+COUNTED |= {"verdicts", "endpoint_flows", "sweep", "path_mtus"}
 
 
 def held(node: AgentNode) -> dict[str, object]:

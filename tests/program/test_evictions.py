@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import pytest
 from dataplane.kernel import loader
 from dataplane.kernel.bundle import Bundle
 from dataplane.model.net import Family
+from dataplane.model.rows import FlowBudget, SweepRow
 from tests.program import world
 from tests.program.node import Node
 from tests.program.result import (
@@ -315,3 +317,37 @@ class TestClosedFlows:
         here.from_pod("client", "tcp client:2 > near:80 A")
         here.from_pod("client", "tcp client:2 > near:80 R")
         assert self.ports(here) == [1, 1, 2, 2]
+
+
+class TestBound:
+    """One pod may open so many flows; while nobody counts off those that fell silent, more."""
+
+    MOST = 3
+
+    @pytest.fixture(autouse=True)
+    def bounded(self, here: Node) -> None:
+        here.change("node", 0, flows_per_pod=self.MOST)
+        here.put("endpoint_flows", world.POD_IDS["client"], FlowBudget(0))
+        self.sweep(here, 60)
+
+    def sweep(self, here: Node, seconds: int) -> None:
+        """As after a sweep that may be believed for so long."""
+        here.put("sweep", 0, SweepRow(time.monotonic_ns() + seconds * 10**9))
+
+    def test_a_flow_too_many_is_a_named_drop(self, here: Node) -> None:
+        for port in range(1, 1 + self.MOST):
+            here.from_pod("client", f"udp client:{port} > neighbour:53").expect(into("neighbour"))
+        for line in ("udp client:9 > neighbour:53", "tcp client:9 > near:80"):
+            here.from_pod("client", line).expect(dropped("FLOW_LIMIT"))
+        here.from_pod("client", "udp client:1 > neighbour:53").expect(into("neighbour"))
+        here.from_pod("neighbour", "udp neighbour:9 > client:53").expect(into("client"))
+
+    def test_a_flow_that_closed_no_longer_counts(self, here: Node) -> None:
+        for port in range(1, 3 * self.MOST):
+            here.from_pod("client", f"tcp client:{port} > neighbour:80").expect(into("neighbour"))
+            here.from_pod("client", f"tcp client:{port} > neighbour:80 R")
+
+    def test_without_sweeps_no_pod_is_held_to_what_it_opened_since(self, here: Node) -> None:
+        self.sweep(here, -1)
+        for port in range(1, 3 * self.MOST):
+            here.from_pod("client", f"udp client:{port} > neighbour:53").expect(into("neighbour"))

@@ -15,7 +15,7 @@ import pytest
 
 from dataplane.abi.codec import codec
 from dataplane.abi.layout import abi
-from dataplane.agent.sweeps import BUDGETS, ENDPOINTS, Round, Sweeps
+from dataplane.agent.sweeps import BUDGETS, ENDPOINTS, SWEEP, Round, Sweeps
 from dataplane.kernel import bpf
 from dataplane.kernel.sweep import Sweeper, Swept
 from dataplane.model.flow import Flow, FlowKey
@@ -241,6 +241,7 @@ def test_each_pods_number_of_flows_is_made_true() -> None:
     held = Held(
         {
             BUDGETS: {3: FlowBudget(77), 4: FlowBudget(5)},
+            SWEEP: {},
             ENDPOINTS[Family.V4]: {address(Family.V4, 1): pod},
             ENDPOINTS[Family.V6]: {address(Family.V6, 1): pod},
         }
@@ -252,6 +253,7 @@ def test_each_pods_number_of_flows_is_made_true() -> None:
         done = asyncio.run(sweeps.round())
         assert done.entries == 8
         assert held.rows[BUDGETS] == {3: FlowBudget(2), 4: FlowBudget(0)}
+        assert held.rows[SWEEP][0].until > time.monotonic_ns() + 2 * done.rest * SECOND
     finally:
         for table in tables.values():
             os.close(table.fd)
