@@ -93,8 +93,9 @@ cluster-setup: tools
 cluster-up: $(if $(filter podlane,$(NETWORK)),$(IMAGE_FILE)) cluster-setup ## a real Kubernetes in namespaces of this machine: [KUBECONFIG_OUT=file] [NETWORK=podlane|peer|none] [FAMILY=dual|ipv4|ipv6]
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster up --network $(call quoted,$(NETWORK)) --mode $(call quoted,$(MODE)) --family $(call quoted,$(FAMILY)) $(if $(KUBECONFIG_OUT),--kubeconfig-out $(call quoted,$(KUBECONFIG_OUT)))
 
-test-cluster: $(IMAGE_FILE) cluster-setup ## an API server that fails, then podlane by its image on that Kubernetes: every [sig-network] conformance test
+test-cluster: $(IMAGE_FILE) cluster-setup ## an API server that fails, a bare cluster that podlane is applied to, then every [sig-network] conformance test with it
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster.faults
+	@$(AS_ROOT) $(BIN)/python -m tests.cluster.bare
 	@$(AS_ROOT) $(BIN)/python -m tests.cluster conformance --processes 1 --mode $(call quoted,$(MODE))
 
 # A test that fails is a row of the table, and the target's exit status.

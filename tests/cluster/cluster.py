@@ -14,7 +14,7 @@ from typing import Any
 from tests.cluster import build, images, nodes, peer, podlane
 from tests.cluster.control import Control
 from tests.cluster.hosts import Hosts, wait_for
-from tests.cluster.places import PORT, Places
+from tests.cluster.places import PORT, Host, Places
 
 HERE = Path(__file__).parent
 
@@ -26,6 +26,7 @@ class Cluster:
         self.places = places
         self.hosts = Hosts(places)
         self.control = Control(places, self.hosts, Path())
+        self.kubelets: dict[str, subprocess.Popen[bytes]] = {}
 
     def up(self, network: str, mode: str = "vxlan", programs: Path | None = None) -> None:
         """Bring it up with a network: podlane, peer, or none (nodes stay NotReady).
@@ -50,26 +51,53 @@ class Cluster:
         places, hosts, control = self.places, self.hosts, self.control
         places.folder.mkdir(parents=True, mode=0o700)
         archives = images.make(programs, places.folder / "images", self._test_images(programs))
-        if network == "podlane":
+        if network == "podlane" or (network == "none" and podlane.IMAGE.is_file()):
             archives.append(podlane.image())
         say("hosts and control plane")
         hosts.make()
         control.start()
         say("nodes")
-        nodes.start(places, hosts, programs, archives)
+        self.kubelets = nodes.start(places, hosts, programs, archives)
         wait_for(lambda: len(self._nodes()) == places.node_count, 60, "nodes\n" + self._logs())
         wait_for(lambda: all(n["spec"].get("podCIDRs") for n in self._nodes()), 30, "podCIDRs")
         control.route_to_pods()
         if network == "none":
+            say(
+                f"without a network: podlane manifests --api-server {places.server} | kubectl apply -f -"
+            )
             return
         if network == "peer":
             peer.start(places, hosts, control)
         else:
             podlane.install(control, mode)
-        control.kubectl("apply -f -", stdin=self._coredns())
-        wait_for(lambda: all(map(_ready, self._nodes())), 90, "nodes Ready\n" + self._logs())
+        self.name_server()
+        self.await_nodes(90)
         say("nodes are Ready")
-        control.kubectl("-n kube-system rollout status deployment/coredns --timeout 120s")
+        self.await_name_server()
+
+    def name_server(self) -> None:
+        """Ask for CoreDNS."""
+        self.control.kubectl("apply -f -", stdin=self._coredns())
+
+    def await_name_server(self) -> None:
+        self.control.kubectl("-n kube-system rollout status deployment/coredns --timeout 120s")
+
+    def await_nodes(self, seconds: float) -> None:
+        """All nodes are there and Ready."""
+        wait_for(self._all_ready, seconds, "nodes Ready\n" + self._logs())
+
+    def _all_ready(self) -> bool:
+        found = self._nodes()
+        return len(found) == self.places.node_count and all(map(_ready, found))
+
+    def restart_kubelet(self, node: Host) -> None:
+        """End a node's kubelet and start it anew; the pods stay."""
+        kubelet = self.kubelets[node.name]
+        kubelet.terminate()
+        kubelet.wait()
+        self.kubelets[node.name] = nodes.kubelet(
+            self.places, self.hosts, self.control.programs, node
+        )
 
     def _coredns(self) -> str:
         ips = self.places.dns_service

@@ -7,6 +7,7 @@ Must not give a node its network: that is podlane's, or the peer's.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ oom_score = 0
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
 """
+ZONES = 3  # of which Kubernetes' tests of traffic distribution want two nodes each
 
 
 def _kubelet_config(places: Places, pki: Path) -> dict[str, object]:
@@ -58,8 +60,14 @@ def _kubelet_config(places: Places, pki: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def start(places: Places, hosts: Hosts, programs: Path, images: Sequence[Path]) -> None:
-    """Bring both daemons up on every node, with the images that they may be asked for."""
+def start(
+    places: Places, hosts: Hosts, programs: Path, images: Sequence[Path]
+) -> dict[str, subprocess.Popen[bytes]]:
+    """Bring both daemons up on every node, with the images that they may be asked for.
+
+    Returns the kubelets, by the names of their nodes.
+    """
+    kubelets = {}
     for node in places.nodes:
         config = hosts.state(node) / "containerd.toml"
         config.write_text(_CONTAINERD)
@@ -71,18 +79,19 @@ def start(places: Places, hosts: Hosts, programs: Path, images: Sequence[Path]) 
         )  # fmt: skip
         for image in images:
             hosts.run_on(node, f"ctr -n k8s.io images import {image}")
-        kubelet(places, hosts, programs, node)
+        kubelets[node.name] = kubelet(places, hosts, programs, node)
+    return kubelets
 
 
-def kubelet(places: Places, hosts: Hosts, programs: Path, node: Host) -> None:
-    """Start a node's kubelet, which registers the node, each in a zone of its own."""
+def kubelet(places: Places, hosts: Hosts, programs: Path, node: Host) -> subprocess.Popen[bytes]:
+    """Start a node's kubelet, which registers the node, in one of three zones."""
     pki = places.folder / "pki"
     config = hosts.state(node) / "kubelet.yaml"
     config.write_text(json.dumps(_kubelet_config(places, pki)))
-    hosts.start(
+    return hosts.start(
         node,
         f"{programs}/kubernetes kubelet --config {config} --kubeconfig {pki}/{node.name}.kubeconfig"
         f" --hostname-override {node.name} --node-ip {','.join(places.addresses(node))}"
-        f" --node-labels topology.kubernetes.io/zone=zone-{node.name} --v 2",
+        f" --node-labels topology.kubernetes.io/zone=zone-{node.number % ZONES} --v 2",
         f"{node.name}-kubelet",
     )

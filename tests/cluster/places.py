@@ -48,6 +48,7 @@ class Places:
     name: str
     node_count: int
     family: str = "dual"
+    domain: str = ""  # of the nodes' names, if they have one
 
     def _families(self, ipv4: str, ipv6: str) -> tuple[str, ...]:
         return {"dual": (ipv4, ipv6), "ipv4": (ipv4,), "ipv6": (ipv6,)}[self.family]
@@ -89,7 +90,8 @@ class Places:
 
     @property
     def nodes(self) -> tuple[Host, ...]:
-        return tuple(Host(f"node-{one}", 10 + one) for one in range(1, self.node_count + 1))
+        domain = f".{self.domain}" if self.domain else ""
+        return tuple(Host(f"node-{one}{domain}", 10 + one) for one in range(1, self.node_count + 1))
 
     @property
     def server(self) -> str:
