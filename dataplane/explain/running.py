@@ -25,13 +25,14 @@ from dataplane.core.plan import (
     SLOTS,
     SOURCE_RANGES,
 )
-from dataplane.explain.scene import DEVICE, ENDPOINTS, NODE, UPLINKS, Scene, Tables
+from dataplane.explain.scene import DEVICE, ENDPOINTS, NODE, UPLINKS, Scene, Tables, host_key
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.maps import Maps
 from dataplane.model.constants import NameKind, NodeFlag, RouteFlag, RouteKind
 from dataplane.model.errors import BadEnvironment
 from dataplane.model.net import Family, IPAddress
 from dataplane.model.rows import (
+    BackendRow,
     EndpointRow,
     NameKey,
     NameRow,
@@ -69,7 +70,7 @@ def read_running(bpffs: Path, node: str) -> Scene:
         if first is not None:
             tables[table][DEVICE] = first[1]
     routes = list(_routes(tables))
-    return Scene(
+    scene = Scene(
         node=node,
         addresses=frozenset(key.address for key, row in routes if row.kind == RouteKind.NODE),
         cluster=tuple(
@@ -83,6 +84,20 @@ def read_running(bpffs: Path, node: str) -> Scene:
         vxlan=bool(flags & NodeFlag.VXLAN),
         complete=True,
     )
+    _unmask(scene)
+    return scene
+
+
+def _unmask(scene: Scene) -> None:
+    """Pods are hidden from backends in the world by the way there, which is no rule of the
+    Service's; so that the two can be told apart, the copy hides nobody on those ways."""
+    for family, table in BACKENDS.items():
+        for row in scene.tables[table].values():
+            found = scene.route(row.address) if isinstance(row, BackendRow) else None
+            if isinstance(row, BackendRow) and found and found[1].flags & RouteFlag.MASQUERADE:
+                plain = replace(found[1], flags=found[1].flags & ~RouteFlag.MASQUERADE)
+                scene.put(ROUTES[family], host_key(row.address), plain)
+                scene.unmasked.add(row.address)
 
 
 def running_name(config: Path | None, bpffs: Path) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from dataplane.agent import config
-from dataplane.core.plan import NAMES, Plan, Upsert
+from dataplane.core.plan import NAMES, ROUTES, Plan, Upsert
 from dataplane.explain.answers import explain
 from dataplane.explain.manifests import make_scene
 from dataplane.explain.named import named_question
 from dataplane.explain.running import check_programs, read_running
-from dataplane.explain.scene import ENDPOINTS, Scene
+from dataplane.explain.scene import ENDPOINTS, Scene, host_key
 from dataplane.kernel import loader
 from dataplane.kernel.compiler import compile_bundle
 from dataplane.kernel.maps import Maps, Writer
@@ -31,12 +31,17 @@ from tests.program.sandbox import Sandbox
 def staged(tmp_path: Path) -> Scene:
     """What an agent of node here would have written; pod shop/web-1 is a1."""
     one = {**endpoint("a1"), "targetRef": {"kind": "Pod", "namespace": "shop", "name": "web-1"}}
-    file = sets.write((*NODES, service(), piece(one, "b1")), Family.V4, tmp_path)
+    bare = [{"port": 80}]
+    world = service("other", type="ClusterIP", externalIPs=[], ingress=[], ports=bare)
+    out = piece("far", name="other-1", service="other", ports=[{"port": 8080}])
+    objects = (*NODES, service(), piece(one, "b1"), world, out)
+    file = sets.write(objects, Family.V4, tmp_path)
     scene = make_scene(read([file]), config.parse({}, "test", node_name="here")).scene
     row = scene.endpoint(ip_address("10.244.1.10"))
     assert isinstance(row, EndpointRow)
     scene.put(ENDPOINTS[Family.V4], ip_address("10.244.1.10"), row)
     scene.put(NAMES, NameKey(NameKind.ENDPOINT, row.id), NameRow("shop/web-1"))
+    del scene.tables[ROUTES[Family.V4]][host_key(ip_address("198.18.0.5"))]  # an agent has none
     return scene
 
 
@@ -64,6 +69,11 @@ def test_a_running_node_is_asked_by_names_and_left_as_it_is(
             asked = named_question(scene, "shop/web-1", "web.shop:http", "tcp")
             (found,) = explain(bundle, scene, None, [asked])
             assert content() == before
+            asked_world = named_question(scene, "shop/web-1", "other.shop:80", "tcp")
+            (beyond,) = explain(bundle, scene, None, [asked_world])
+        # what hides a pod from the world is no rule of a Service
+        assert (beyond.answer.backends, beyond.answer.masquerade) == (("198.18.0.5:8080",), False)
+        assert "not the Service's doing" in " ".join(beyond.answer.steps)
         assert str(asked) == "10.244.1.10 to 10.96.0.1:80 over TCP"
         assert (found.answer.verdict, found.answer.service) == ("forward", "shop/web:http")
         assert found.answer.backends == ("10.244.1.10:8080", "10.244.2.10:8080")
