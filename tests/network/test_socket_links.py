@@ -110,8 +110,10 @@ def test_a_link_of_another_cgroup_or_of_a_removed_one_is_made_anew(
     sockets.attach(WANTED, programs, other, root)
     assert sockets.attach(WANTED, programs, cgroup, root) == ["connect_4", "sendmsg_4"]
     assert len(there(cgroup)) == 1
+    # the kernel takes a link that has lost its pin away a little later
     life.wait(lambda: there(other) == [])
     sockets.attach(WANTED, programs, other, root)
+    life.wait(lambda: there(cgroup) == [])
     other.rmdir()
     assert sockets.attach(WANTED, programs, cgroup, root) == ["connect_4", "sendmsg_4"]
     assert len(there(cgroup)) == 1

@@ -36,7 +36,7 @@ SIZES = {
     "endpoint_flows": 8,
 }
 # Programs' own, and never of interest afterwards.
-UNCLEARED = frozenset({"scratch", "answer_budget"})
+UNCLEARED = frozenset({"scratch"})
 
 _Entry = tuple[int, bytes, bytes]
 
