@@ -24,6 +24,7 @@ from bench import (
     kube_proxy,
     labs,
     paths,
+    pods,
     report,
     start,
 )
@@ -31,7 +32,7 @@ from bench.measure import Result
 from dataplane.model.errors import BadEnvironment, BadInput, PodlaneError
 
 # Need Go, and minutes to fill an API server: measured only if they are asked for.
-LONG = ("from-api", "from-api-large", "kube-proxy")
+LONG = ("from-api", "from-api-large", "kube-proxy", "pods-ready")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
@@ -51,6 +52,7 @@ def benches(manifest: Path) -> dict[str, Callable[[], list[Result]]]:
         "from-api": from_api.from_api,
         "from-api-large": from_api.from_api_large,
         "kube-proxy": kube_proxy.kube_proxy,
+        "pods-ready": pods.pods_ready,
         "cni": cni.cni,
         "lab-up": lambda: labs.lab_up(manifest),
     }
