@@ -38,7 +38,9 @@ def counting(node: Node, bundle: Bundle, hook: str) -> Iterator[Count]:
 
     def count(run: Callable[[], Result]) -> int:
         found = []
-        for _ in range(3):  # about every tenth of a second, one looks after its flow's other half
+        # about every tenth of a second, one looks after its flow's other half; a slow machine has few
+        # packets between
+        for _ in range(10):
             bpf.map_update(counter, bytes(4), bytes(8))
             run()
             found.append(bpf.map_lookup(counter, bytes(4), 8) or b"")
