@@ -143,7 +143,8 @@ def _answers(
 
         check_programs(bpffs(args), bundle)
     world = staged.world if staged else None
-    return iter(run_apart(lambda: list(explain(bundle, scene, world, asked))))
+    elsewhere = staged.elsewhere if staged else None
+    return iter(run_apart(lambda: list(explain(bundle, scene, world, asked, elsewhere=elsewhere))))
 
 
 def _run_health(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ is wrong, and that is said. Must not read manifests or print.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -18,6 +18,7 @@ from dataplane.core.reference import Entry, FlowQuestion, World
 from dataplane.explain import calls, story, trials
 from dataplane.explain.ask import Asker, Finding
 from dataplane.explain.calls import calling
+from dataplane.explain.hops import Hops, copies
 from dataplane.explain.questions import Question, place
 from dataplane.explain.scene import Needs, Scene
 from dataplane.explain.scratch import Scratch
@@ -55,6 +56,7 @@ def explain(
     world: World | None,
     questions: Sequence[Question],
     cgroup: Path | None = None,
+    elsewhere: Callable[[str], Scene] | None = None,
 ) -> Iterator[Explained]:
     """Answers in the order of the questions.
 
@@ -63,6 +65,8 @@ def explain(
     Args:
         world: for the reference model; None where there are no objects to make one from.
         cgroup: folder of cgroup2 in which the node's calls get one; None finds it.
+        elsewhere: the scene of another node, by name, so that stories go on there; raises
+            BadInput if nobody knows it. None where only this node's maps are there.
     """
     asked = [q for q in questions if not is_beyond_programs(q, scene)]
     ours = [q for q in asked if scene.is_node(q.source)]
@@ -72,8 +76,10 @@ def explain(
         undo.callback(scratch.close)
         caller = undo.enter_context(calling(scratch, bundle, cgroup)) if ours else None
         asker = Asker(scratch, PacketTrials(scratch), caller)
+        hops = Hops(bundle, elsewhere, copies(scene, len(questions)))
+        undo.callback(hops.close)
         for question in questions:
-            yield answer(asker, question, world)
+            yield answer(asker, question, world, hops)
 
 
 def is_beyond_programs(question: Question, scene: Scene) -> bool:
@@ -88,7 +94,7 @@ def program_of(question: Question, scene: Scene) -> str:
     return trials.program_for(question, scene.in_cluster(question.source))
 
 
-def answer(asker: Asker, question: Question, world: World | None) -> Explained:
+def answer(asker: Asker, question: Question, world: World | None, hops: Hops) -> Explained:
     """One question to the programs, and the reference model's word on it."""
     scene = asker.scene
     if is_beyond_programs(question, scene):
@@ -98,17 +104,20 @@ def answer(asker: Asker, question: Question, world: World | None) -> Explained:
     needs = scene.needs(question)
     with asker.changed(needs):
         finding = asker.ask(question)
-        return _explained(finding, scene, world and _with(world, needs))
+        steps = (*story.steps(finding, scene), *hops.steps(finding, scene))
+        return _explained(finding, scene, world and _with(world, needs), steps)
 
 
-def _explained(finding: Finding, scene: Scene, world: World | None) -> Explained:
+def _explained(
+    finding: Finding, scene: Scene, world: World | None, steps: tuple[str, ...]
+) -> Explained:
     ours = Answer(
         finding.verdict,
         story.backends(finding),
         masquerade(finding, scene),
         story.service(finding, scene),
         story.reason(finding, scene),
-        story.steps(finding, scene),
+        steps,
     )
     if world is None:
         return Explained(finding.question, ours)

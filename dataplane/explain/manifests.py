@@ -64,7 +64,8 @@ _ROOM = Limits(frontends=1 << 24, services=1 << 20, slots=1 << 24, backends=1 <<
 class Staged:
     """A node as rows and as the reference model's world; what of the objects is not served.
 
-    settings are core's; own is the Node object, if there is one.
+    settings are core's; own is the Node object, if there is one. What it was made from
+    makes the other nodes, too.
     """
 
     scene: Scene
@@ -72,6 +73,17 @@ class Staged:
     problems: tuple[Problem, ...]
     settings: Settings
     own: Node | None
+    manifests: Manifests
+    config: Config
+
+    def elsewhere(self, node: str) -> Scene:
+        """Another node of the same cluster: this one's settings, but for what is its own.
+
+        Raises:
+            BadInput: there is no such Node.
+        """
+        config = replace(self.config, node_name=node, node_addresses=(), pod_cidrs=(), uplinks=())
+        return make_scene(self.manifests, config).scene
 
 
 def read_scene(folder: Path, node: str, config: Path | None) -> Staged:
@@ -118,7 +130,7 @@ def make_scene(manifests: Manifests, config: Config) -> Staged:
     _place_endpoints(scene, nodes, everything.values())
     world = _world(config, facts, settings, everything.values(), scene)
     unserved = tuple(sorted({*problems, *desired.problems(), *route_problems}))
-    return Staged(scene, world, unserved, settings, own)
+    return Staged(scene, world, unserved, settings, own, manifests, config)
 
 
 def _world(

@@ -160,7 +160,7 @@ class Scene:
         if self.is_node(source):
             pass
         elif self.in_cluster(source):
-            row = known or self._new_endpoint(question.family)
+            row = known or self.new_endpoint(question.family)
             changes.append((endpoints, source, replace(row, ifindex=DEVICE, mac=POD_MAC)))
         elif known:  # asked of as someone outside, so it is no pod of this node
             changes.append((endpoints, source, None))
@@ -176,7 +176,7 @@ class Scene:
             return Needs(tuple(changes), here=to)
         kind = found[1].kind if found else RouteKind.STACK
         if found and kind == RouteKind.LOCAL:
-            changes.append((endpoints, to, self._new_endpoint(question.family, 1)))
+            changes.append((endpoints, to, self.new_endpoint(question.family, 1)))
             return Needs(tuple(changes), here=to)
         if found and kind == RouteKind.UNREACHABLE:
             changes.append((routes, host_key(to), self.way(to, flags=found[1].flags)))
@@ -187,9 +187,9 @@ class Scene:
     def add_pod(self, address: IPAddress) -> None:
         """An endpoint of this node, on a device of its own."""
         family = family_of(address)
-        self.put(ENDPOINTS[family], address, self._new_endpoint(family))
+        self.put(ENDPOINTS[family], address, self.new_endpoint(family))
 
-    def _new_endpoint(self, family: Family, more: int = 0) -> EndpointRow:
+    def new_endpoint(self, family: Family, more: int = 0) -> EndpointRow:
         number = 1 + more + len(self.tables.get(ENDPOINTS[family], {}))
         return EndpointRow(FIRST_POD + number, number, POD_MAC)
 

@@ -15,14 +15,15 @@ from typing import Any
 from dataplane.abi.codec import codec
 from dataplane.core.plan import Key, Plan, Row, Upsert
 from dataplane.explain.scene import DEVICE, Change, Scene
-from dataplane.kernel import bpf, netns
+from dataplane.kernel import bpf, netns, prelude
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath, load_unpinned
 from dataplane.kernel.maps import Maps, Writer
+from dataplane.kernel.prelude import Setup
 from dataplane.kernel.testrun import Outcome, Runner
 from dataplane.model.errors import Contradiction
 from dataplane.model.flow import Flow, FlowKey, SocketKey, Verdict
-from dataplane.model.net import Family
+from dataplane.model.net import Family, IPAddress
 from dataplane.model.rows import NodeRow, Table
 
 # Tables by the table whose places they count for.
@@ -103,10 +104,29 @@ class Scratch:
         """Programs by name, by fd."""
         return self._datapath.programs
 
-    def run(self, program: str, frame: bytes) -> Outcome:
-        """One packet through one program, that has seen none before."""
+    def run(
+        self, program: str, frame: bytes, tunnel: tuple[IPAddress, int] | None = None
+    ) -> Outcome:
+        """One packet through one program, that has seen none before.
+
+        Args:
+            tunnel: outer source and VNI of a packet that was encapsulated; None for others.
+        """
+        if tunnel is not None:
+            program = self._after_overlay(program, tunnel)
         self.forget()
-        return self._runner.run(program, frame, ifindex=DEVICE)
+        outcome = self._runner.run(program, frame, ifindex=DEVICE)
+        if tunnel is not None and outcome.retval in (prelude.FAILED_SETUP, prelude.FAILED_CALL):
+            raise Contradiction(program, f"the kernel took no tunnel key ({outcome.retval:#x})")
+        return outcome
+
+    def _after_overlay(self, program: str, tunnel: tuple[IPAddress, int]) -> str:
+        """The program with one before it that sets the key: a test run has none."""
+        name = f"{program} of {tunnel[0]} by VNI {tunnel[1]}"
+        programs = self._datapath.programs
+        if name not in programs:
+            programs[name] = prelude.load(programs[program], Setup(tunnel=tunnel))
+        return name
 
     def forget(self) -> None:
         """What programs remember of packets and sockets, and their last verdict."""

@@ -15,7 +15,7 @@ from dataplane.explain.scene import Scene
 from dataplane.explain.trials import DROP, FORWARD, PASS, REJECT, Trial
 from dataplane.model.constants import BackendFlag, FrontendKind, ServiceFlag
 from dataplane.model.net import Family, IPAddress, Protocol
-from dataplane.model.rows import BackendSet
+from dataplane.model.rows import BackendRow, BackendSet
 
 _LISTED = 12  # backends that a step names before it counts
 _POLICY = {
@@ -176,6 +176,40 @@ def _translation(finding: Finding, one: Member) -> Iterator[str]:
     after = f"{place(seen.source, seen.source_port)} > {place(seen.target, seen.target_port)}"
     hidden = " (source is an address of this node)" if seen.source != flow.client else ""
     yield f"flows: remembered both ways; {before} becomes {after}{hidden}"
+
+
+def arrival(
+    finding: Finding, scene: Scene, came: str, backend: BackendRow | None, taken: bool
+) -> Iterator[str]:
+    """What another node does with a packet that was sent on to it.
+
+    Args:
+        finding: of that node; without members, since its own choice is not asked about.
+        came: how it comes, and from whom.
+        backend: the one chosen there, if the packet met a Service again.
+        taken: whether the destination is only taken to be a pod there.
+    """
+    trial, asked = finding.first, finding.question
+    before = f"{place(asked.source, trial.number)} > {place(asked.address, asked.port)}"
+    yield f"{finding.program}: {before}/{asked.protocol.name} comes {came}"
+    if taken:
+        yield f"endpoints: nobody told of {asked.address}, so it is taken to be a pod there"
+    if finding.frontend is not None:
+        yield _frontend(finding, scene)
+    elif number := trial.said.service_id:
+        yield f"services: {scene.service(number)} (Service id {number}), as it came to that node"
+    if finding.service is not None:
+        yield _sets(finding)
+    if finding.verdict in (REJECT, DROP):
+        yield _refusal(finding)
+        return
+    if backend is not None:
+        yield f"backend {trial.said.backend_id} is chosen: {place(backend.address, backend.port)}"
+    seen = trial.seen
+    after = f"{place(seen.source, seen.source_port)} > {place(seen.target, seen.target_port)}"
+    if after != before:
+        yield f"flows: remembered both ways; {before} becomes {after}"
+    yield from _way(trial, scene, seen.target)
 
 
 def _way(trial: Trial, scene: Scene, to: IPAddress) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dataplane.explain.questions import Question
 from dataplane.explain.scene import OUTSIDE_MAC, POD_MAC, UPLINK_MAC
 from dataplane.explain.scratch import Scratch
 from dataplane.model.flow import Flow, FlowKey, Verdict
-from dataplane.model.net import Family
+from dataplane.model.net import Family, IPAddress, Protocol, family_of
 
 PROGRAMS = tuple(f"{hook}_{family:d}" for hook in ("from_pod", "from_uplink") for family in Family)
 FORWARD, REJECT, DROP, PASS = "forward", "reject", "drop", "pass"
@@ -30,7 +30,7 @@ class Trial:
     """said: the program's own verdict. seen: the packet afterwards, or whom a call went to.
 
     number tells the trials of a flow apart: the packet's source port. flow: what was
-    remembered of a packet.
+    remembered of a packet. packet: its bytes afterwards; a call has none.
     """
 
     number: int
@@ -38,6 +38,7 @@ class Trial:
     said: Verdict
     seen: Seen
     flow: Flow | None = None
+    packet: bytes = b""
 
 
 class Trials(Interface):
@@ -69,11 +70,23 @@ class PacketTrials:
         port = FIRST_PORT + 1297 * number
         source, target = (question.source, port), (question.address, question.port)
         frame = frames.build(macs, question.protocol, source, target)
-        outcome = self._scratch.run(program_for(question, inside), frame)
-        key = FlowKey(*(source[0], target[0], port, target[1]), int(question.protocol))
-        flow = self._scratch.flow(question.family, key)
-        said = outcome.verdict
-        return Trial(port, self._verdict(said), said, frames.read(outcome.packet), flow)
+        return self.put(program_for(question, inside), frame, question.protocol)
+
+    def put(
+        self,
+        program: str,
+        frame: bytes,
+        protocol: Protocol,
+        tunnel: tuple[IPAddress, int] | None = None,
+    ) -> Trial:
+        """A packet that is already bytes; tunnel as in Scratch.run."""
+        before = frames.read(frame)
+        outcome = self._scratch.run(program, frame, tunnel)
+        ports = (before.source_port, before.target_port)
+        key = FlowKey(before.source, before.target, *ports, int(protocol))
+        flow = self._scratch.flow(family_of(before.source), key)
+        said, after = outcome.verdict, frames.read(outcome.packet)
+        return Trial(ports[0], self._verdict(said), said, after, flow, outcome.packet)
 
     def _verdict(self, said: Verdict) -> str:
         if said.action == self._answer:

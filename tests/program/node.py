@@ -15,13 +15,13 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, socket
 
 from dataplane.abi.layout import abi
-from dataplane.kernel import bpf
+from dataplane.kernel import bpf, prelude
 from dataplane.kernel.loader import Datapath
+from dataplane.kernel.prelude import Setup
 from dataplane.kernel.testrun import Runner
 from dataplane.model.net import Family, IPAddress
 from dataplane.model.rows import Table
-from tests.program import packets, prelude, world
-from tests.program.prelude import Setup
+from tests.program import packets, world
 from tests.program.result import Frame, Result
 from tests.program.sandbox import Sandbox
 from tests.program.state import Tables

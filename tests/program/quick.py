@@ -14,12 +14,11 @@ import struct
 from typing import NamedTuple
 
 from dataplane.abi.layout import abi
-from dataplane.kernel import bpf
+from dataplane.kernel import bpf, prelude
 from dataplane.kernel.loader import Datapath
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
-from tests.program import prelude
-from tests.program.prelude import Setup
 
 _SYSCALL = ctypes.CDLL(None, use_errno=True).syscall
 _SYSCALL.restype = ctypes.c_long

@@ -20,10 +20,10 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Family
 from tests.program import world
 from tests.program.node import Node
-from tests.program.prelude import Setup
 from tests.program.result import ANSWERED, PASSED, Verdict, dropped, into
 
 POD_MAC = world.mac_of(world.CLIENT)

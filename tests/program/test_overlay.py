@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlay: whose encapsulated packets are taken, and how the node's own are addressed.
 
-A test run has no tunnel key, so a prelude sets one in the same run (prelude.py). What
+A test run has no tunnel key, so a prelude sets one in the same run (kernel.prelude). What
 to_overlay sets cannot be read back; that the packets arrive is for the network tests.
 """
 
@@ -11,10 +11,10 @@ from ipaddress import ip_address
 
 import pytest
 
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Family
 from tests.program import world
 from tests.program.node import Node
-from tests.program.prelude import Setup
 from tests.program.result import PASSED, Verdict, dropped, into, out_by, refused, through_tunnel
 from tests.program.tables import Row, table
 

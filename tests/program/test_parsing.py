@@ -20,10 +20,10 @@ from scapy.layers.inet6 import (
 from scapy.packet import Packet, Raw
 
 from dataplane.abi.layout import abi
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Family
 from tests.program import packets, world
 from tests.program.node import Node
-from tests.program.prelude import Setup
 from tests.program.result import PASSED, Frame, dropped, into, refused
 
 POD_MAC = world.mac_of(world.CLIENT)

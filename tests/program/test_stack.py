@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from dataplane.kernel.prelude import Setup
 from tests.program import world
 from tests.program.node import Node
-from tests.program.prelude import Setup
 from tests.program.result import PASSED, Flag, Verdict, dropped, into, out_by
 from tests.program.tables import Row, table
 

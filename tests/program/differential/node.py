@@ -22,13 +22,13 @@ from dataplane.kernel import bpf, loader
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath
 from dataplane.kernel.maps import Writer
+from dataplane.kernel.prelude import Setup
 from dataplane.model import rows
 from dataplane.model.constants import NodeFlag
 from dataplane.model.net import Family, IPAddress
 from dataplane.model.objects import Batch, EndpointSlice, ObjectKey, Service
 from dataplane.model.rows import Table
 from tests.program.differential import cluster
-from tests.program.prelude import Setup
 from tests.program.quick import Quick, Seen, Way
 from tests.program.sandbox import Sandbox
 from tests.program.state import Tables, nothing

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 
 from dataplane.core.reference import Entry, Fate, Place, Verdict, World, fate_of
 from dataplane.core.reference.places import Where, where_is
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Protocol
 from tests.program.differential import cluster
 from tests.program.differential.frames import (
@@ -36,7 +37,6 @@ from tests.program.differential.meant import (
     wrong_way,
 )
 from tests.program.differential.node import Stage, device_of
-from tests.program.prelude import Setup
 from tests.program.quick import Seen, Way
 
 

@@ -15,6 +15,7 @@ from dataplane.agent import config
 from dataplane.explain import calls, trials
 from dataplane.explain.answers import Explained, answer
 from dataplane.explain.ask import Asker
+from dataplane.explain.hops import Hops
 from dataplane.explain.manifests import Staged, make_scene
 from dataplane.explain.questions import Question, question
 from dataplane.explain.scene import Scene
@@ -34,6 +35,7 @@ class Copy:
     """Maps, programs and a calling process, all in one thread with a namespace of its own."""
 
     def __init__(self, bundle: Bundle, undo: ExitStack) -> None:
+        self._bundle = bundle
         self._thread = undo.enter_context(ThreadPoolExecutor(1, initializer=netns.leave))
         undo.callback(self.do, self._close)
         self._undo = ExitStack()
@@ -45,7 +47,11 @@ class Copy:
     def ask(self, staged: Staged, asked: Question) -> Explained:
         def go() -> Explained:
             self._scratch.refill(staged.scene)
-            return answer(self._asker, asked, staged.world)
+            hops = Hops(self._bundle, staged.elsewhere)
+            try:
+                return answer(self._asker, asked, staged.world, hops)
+            finally:
+                hops.close()
 
         return self.do(go)
 

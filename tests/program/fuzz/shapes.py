@@ -35,11 +35,11 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Family
 from tests.program import world
 from tests.program.fuzz.stage import Case
 from tests.program.packets import sctp_sum
-from tests.program.prelude import Setup
 
 GATEWAY, CLIENT = world.GATEWAY_MAC.hex(":"), world.mac_of(world.CLIENT).hex(":")
 DONE = 0x706C  # tc_index of a packet that another hook has finished

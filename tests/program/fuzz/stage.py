@@ -18,11 +18,11 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, socket
 from dataplane.kernel import bpf, loader
 from dataplane.kernel.bundle import Bundle
 from dataplane.kernel.loader import Datapath
+from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Family
 from dataplane.model.rows import Table
 from tests.program import world
 from tests.program.node import Node
-from tests.program.prelude import Setup
 from tests.program.quick import ABI, Quick, Seen, Way
 from tests.program.sandbox import Sandbox
 
