@@ -250,6 +250,7 @@ def full(tmp_path: Path, bundle: Bundle, family: Family) -> Iterator[Node]:
         yield node
 
 
+@pytest.mark.speed  # not of times, but its 4,096 packets take five minutes on an emulated CPU
 @pytest.mark.parametrize("half", ["reply", "original"])
 def test_a_full_table_does_not_evict_a_flow_that_was_just_written(full: Node, half: str) -> None:
     """The kernel's LRU evicts first what nobody has looked up since, where most is in use.
