@@ -21,10 +21,11 @@ from cli.render import PIPE_WIDTH, Column, View, show, socket_text
 from dataplane.lab import change, check, inside, settle, state, up
 from dataplane.lab.check import Report
 from dataplane.lab.cluster import Lab, Wish
-from dataplane.lab.expect import PROTOCOLS, Outcome, pod_name
 from dataplane.lab.judge import Verdict
 from dataplane.lab.load import Load
+from dataplane.lab.question import PROTOCOLS, Outcome
 from dataplane.lab.state import LabFiles
+from dataplane.lab.world import pod_name
 from dataplane.model.net import IPAddress
 from dataplane.model.objects import Pod, Service, ServicePort, ServiceType
 from dataplane.sources.kinds import Workload

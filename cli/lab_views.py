@@ -11,9 +11,9 @@ from cli.render import Column, View, show, socket_text
 from dataplane.lab import status
 from dataplane.lab.check import Report
 from dataplane.lab.cluster import Lab
-from dataplane.lab.expect import pod_name
 from dataplane.lab.judge import Verdict
 from dataplane.lab.status import Status
+from dataplane.lab.world import pod_name
 from dataplane.model.objects import Node, Pod, Service
 
 

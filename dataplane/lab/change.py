@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from dataplane.lab import cluster, controlplane, settle, state, up, wire
 from dataplane.lab.cluster import Lab
 from dataplane.lab.controlplane import Assigned
-from dataplane.lab.expect import pod_name
 from dataplane.lab.state import LabFiles
+from dataplane.lab.world import pod_name
 from dataplane.model.objects import Pod
 from dataplane.sources import manifests as sources
 from dataplane.sources.kinds import Workload

@@ -21,12 +21,13 @@ from typing import Any
 
 from dataplane.abi.layout import abi
 from dataplane.kernel.maps import Maps
-from dataplane.lab import expect, inside, judge, settle, state, wire
+from dataplane.lab import expect, inside, judge, question, settle, state, wire
 from dataplane.lab.cluster import Lab
-from dataplane.lab.expect import Outcome, Row, SourceKind, pod_name
 from dataplane.lab.judge import Drops, Observed, Reply, Verdict
+from dataplane.lab.question import Outcome, Row, SourceKind
 from dataplane.lab.rest import Rest, look
 from dataplane.lab.topology import OUTSIDE
+from dataplane.lab.world import pod_name
 from dataplane.model.net import Family, IPAddress
 from dataplane.model.objects import Node, Pod
 from dataplane.model.rows import Table
@@ -81,7 +82,7 @@ def run(lab: Lab, say: Say) -> Report:
         say(f"{len(rows)} rows, {sum(row.requests for row in rows)} requests")
         verdicts: dict[int, Verdict] = {}
         asker = _Asker(lab)
-        for wave in expect.waves(rows):
+        for wave in question.waves(rows):
             for row, seen in _ask_wave(asker, wave, maps, rest):
                 verdicts[id(row)] = judge.judge(row, seen)
         asker.save()

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dataplane.lab import expect, state, topology
+from dataplane.lab import state, topology
 from dataplane.lab.controlplane import FAMILIES, MOST_NODES, Assigned
 from dataplane.lab.controlplane_objects import to_manifests
-from dataplane.lab.expect import World, pod_name
+from dataplane.lab.question import PROTOCOLS
 from dataplane.lab.state import LabFiles
+from dataplane.lab.world import World, entries, pod_name
 from dataplane.model.errors import BadInput
 from dataplane.model.net import IPAddress
 from dataplane.model.objects import Node, ObjectKey, Pod, Problem
@@ -199,13 +200,11 @@ def make(files: LabFiles, mode: str, family: str, assigned: Assigned) -> Lab:
         guests={},
         stand_ins={
             pod_name(pod): tuple(
-                port for port in assigned.stand_in_ports(pod) if port[0] in expect.PROTOCOLS
+                port for port in assigned.stand_in_ports(pod) if port[0] in PROTOCOLS
             )
             for pod in assigned.pods
         },
-        entries=expect.entries(
-            assigned.families, assigned.nodes, assigned.services, assigned.slices
-        ),
+        entries=entries(assigned.families, assigned.nodes, assigned.services, assigned.slices),
     )
     return Lab(files, mode, family, assigned, world)
 

@@ -10,208 +10,21 @@ anything or know addresses that are in no object but the underlay's own.
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from dataplane.core.endpoints import Selection, select
-from dataplane.core.frontends import Settings, is_served
-from dataplane.lab.topology import NODE_NETWORKS, OUTSIDE, OUTSIDE_NETWORKS, outside_address
+from dataplane.core.frontends import is_served
+from dataplane.lab.question import PROTOCOLS, Answerer, Outcome, Row, Source, SourceKind
+from dataplane.lab.topology import OUTSIDE, outside_address
+from dataplane.lab.world import World, address_of, pod_name
 from dataplane.model.names import ServiceName
-from dataplane.model.net import Family, IPAddress, Protocol, family_of
-from dataplane.model.objects import EndpointSlice, Node, Pod, Service, ServicePort, ServiceType
+from dataplane.model.net import Family, IPAddress, family_of
+from dataplane.model.objects import Node, Pod, Service, ServicePort, ServiceType
 
-PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 _PER_BACKEND, _LEAST, _MOST = 16, 8, 1024
 """Requests: 16 a backend miss none of up to 64 backends but once in 10 million rows."""
-
-
-class SourceKind(enum.Enum):
-    """Where requests come from; the words of `lab check -o json`."""
-
-    POD = "pod"
-    NODE = "node"
-    OUTSIDE = "outside"
-
-
-class Outcome(enum.Enum):
-    """What a request should come to."""
-
-    ANSWERED = "answered"
-    REFUSED = "refused"  # the Service has no usable endpoint
-    DROPPED = "dropped"  # the Local policy leaves none here
-    SHUT_OUT = "shut out"  # the sender is in none of loadBalancerSourceRanges
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Source:
-    """A sender. name is "namespace/pod", a node's name, or "outside"; node is empty then."""
-
-    kind: SourceKind = field(compare=False)
-    node: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answerer:
-    """Who may answer: its name, its port, and the client addresses that it may see."""
-
-    pod: str
-    node: str
-    address: IPAddress
-    port: int
-    clients: frozenset[IPAddress]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One question: who asks, where, how often, and what should come of it.
-
-    entry: the node whose programs meet the first packet. counted: the Service port whose
-    counters on that node grow; None if no Service is asked: then each answerer's own
-    pod counters do. every: each answerer must be reached. by_socket: the sender is in the
-    node's own namespace, where programs meet the system call instead of a packet.
-    """
-
-    namespace: str
-    name: str
-    port: int
-    protocol: Protocol
-    family: Family
-    type: str
-    source: Source
-    address: IPAddress
-    number: int
-    entry: str
-    outcome: Outcome
-    answerers: tuple[Answerer, ...]
-    requests: int
-    every: bool = True
-    counted: ServiceName | None = None
-    by_socket: bool = False
-
-    @property
-    def nodes(self) -> frozenset[str]:
-        """Nodes whose programs this row's packets pass."""
-        return frozenset({self.entry, *(a.node for a in self.answerers if a.node)})
-
-    @property
-    def pods(self) -> frozenset[str]:
-        """Pods that this row's packets pass."""
-        sender = {self.source.name} if self.source.kind is SourceKind.POD else set()
-        return frozenset({a.pod for a in self.answerers} | sender)
-
-
-@dataclass(frozen=True)
-class World:
-    """All objects of a lab as its agents get them, and what the lab adds.
-
-    guests: pods that are in no manifest (a node without pods gets one to ask from), by
-    node. stand_ins: pod to the (protocol, port)s that it answers on. entries: address of
-    a load balancer or an external address to the node that the underlay sends it to.
-    """
-
-    families: tuple[Family, ...]
-    native: bool
-    nodes: tuple[Node, ...]
-    services: tuple[Service, ...]
-    slices: tuple[EndpointSlice, ...]
-    pods: tuple[Pod, ...]
-    guests: Mapping[str, Pod]
-    stand_ins: Mapping[str, tuple[tuple[Protocol, int], ...]]
-    entries: Mapping[IPAddress, str]
-
-    @cached_property
-    def by_service(self) -> dict[tuple[str, str], list[EndpointSlice]]:
-        found: dict[tuple[str, str], list[EndpointSlice]] = {}
-        for piece in self.slices:
-            found.setdefault((piece.namespace, piece.service), []).append(piece)
-        return found
-
-    @cached_property
-    def by_address(self) -> dict[IPAddress, list[Pod]]:
-        found: dict[IPAddress, list[Pod]] = {}
-        for pod in (*self.pods, *self.guests.values()):
-            for address in pod.addresses:
-                found.setdefault(address, []).append(pod)
-        return found
-
-    def settings(self, node: Node) -> Settings:
-        """Which addresses of a node serve NodePorts, by the agent's own rule."""
-        return Settings(node.name, self.families, node.addresses, node.zone)
-
-    def node_addresses(self, name: str) -> frozenset[IPAddress]:
-        """A node's addresses and its router addresses."""
-        node = next(n for n in self.nodes if n.name == name)
-        return frozenset({*node.addresses, *(cidr[1] for cidr in node.pod_cidrs)})
-
-
-def entries(
-    families: Sequence[Family],
-    nodes: Sequence[Node],
-    services: Iterable[Service],
-    slices: Sequence[EndpointSlice],
-) -> dict[IPAddress, str]:
-    """Which node the underlay sends load-balancer and external addresses to.
-
-    One with an endpoint if the Service is for those only, as a load balancer's health
-    checks would find out; else in turn.
-    """
-    own = {address for node in nodes for address in node.addresses}
-    found: dict[IPAddress, str] = {}
-    for service in sorted(services, key=lambda s: (s.namespace, s.name)):
-        for address in (*service.load_balancer_ips, *service.external_ips):
-            family = family_of(address)
-            if address in found or address in own or family not in families:
-                continue
-            willing = [
-                node
-                for node in nodes
-                if not service.external_local
-                or any(
-                    endpoint.ready and endpoint.node_name == node.name
-                    for piece in slices
-                    if (piece.namespace, piece.service, piece.family)
-                    == (service.namespace, service.name, family)
-                    for endpoint in piece.endpoints
-                )
-            ] or list(nodes)
-            found[address] = willing[len(found) % len(willing)].name
-    return found
-
-
-def external_hosts(world: World) -> dict[IPAddress, list[tuple[Protocol, int]]]:
-    """Endpoints that are no pods and in no network of the lab, with the ports they have."""
-    inner = [
-        *(cidr for node in world.nodes for cidr in node.pod_cidrs),
-        *NODE_NETWORKS.values(),
-        *OUTSIDE_NETWORKS.values(),
-    ]
-    found: dict[IPAddress, list[tuple[Protocol, int]]] = {}
-    for piece in world.slices:
-        for endpoint in piece.endpoints:
-            address = endpoint.address
-            if (
-                piece.family in world.families
-                and address not in world.by_address
-                and not any(address in network for network in inner)
-                and not (address.is_loopback or address.is_link_local or address.is_multicast)
-            ):
-                ports = found.setdefault(address, [])
-                ports += [(p.protocol, p.port) for p in piece.ports if p.protocol in PROTOCOLS]
-    return found
-
-
-def pod_name(pod: Pod) -> str:
-    """A pod as rows name it."""
-    return f"{pod.namespace}/{pod.name}"
-
-
-def address_of(pod: Pod, family: Family) -> IPAddress | None:
-    """A pod's address of a family."""
-    return next((a for a in pod.addresses if family_of(a) is family), None)
 
 
 def rows(world: World) -> list[Row]:
@@ -528,20 +341,3 @@ def _pod_rows(world: World, pod: Pod) -> Iterator[Row]:
                     requests=_LEAST,
                     by_socket=True,
                 )
-
-
-def waves(found: Sequence[Row]) -> list[list[Row]]:
-    """Rows in groups that may run at once: no counter is grown by two rows of a group."""
-    groups: list[tuple[set[object], list[Row]]] = []
-    for row in found:
-        keys: set[object] = {(row.entry, row.counted)} if row.counted else set(row.pods)
-        if row.outcome is not Outcome.ANSWERED:
-            keys.add((row.entry, row.source.kind, row.family, row.outcome))
-        for taken, group in groups:
-            if taken.isdisjoint(keys):
-                taken |= keys
-                group.append(row)
-                break
-        else:
-            groups.append((set(keys), [row]))
-    return [group for _, group in groups]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from dataplane.core.endpoints import place_of, select
 from dataplane.core.frontends import is_served
-from dataplane.lab.expect import World
 from dataplane.lab.judge import endpoint_text
+from dataplane.lab.world import World
 from dataplane.model.constants import BackendFlag, NameKind
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, IPAddress, family_of

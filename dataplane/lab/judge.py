@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
-from dataplane.lab.expect import Outcome, Row
+from dataplane.lab.question import Outcome, Row
 from dataplane.model.net import IPAddress
 
 DROP_REASONS = {

@@ -18,7 +18,8 @@ from dataplane.kernel.maps import Maps
 from dataplane.kernel.netlink import Links
 from dataplane.lab import held, settle, wire
 from dataplane.lab.cluster import Lab
-from dataplane.lab.expect import Row, World, pod_name
+from dataplane.lab.question import Row
+from dataplane.lab.world import World, pod_name
 from dataplane.model.names import ServiceName
 from dataplane.model.net import IPAddress
 from dataplane.model.objects import Node, Pod

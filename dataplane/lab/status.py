@@ -9,7 +9,7 @@ from typing import Any
 
 from dataplane.lab import wire
 from dataplane.lab.cluster import Lab
-from dataplane.lab.expect import pod_name
+from dataplane.lab.world import pod_name
 from dataplane.model.objects import Service, ServiceType
 
 

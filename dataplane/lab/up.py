@@ -20,13 +20,13 @@ import yaml
 from dataplane.kernel import netns, probes
 from dataplane.kernel.compiler import compile_bundle
 from dataplane.kernel.netlink import Sysctls
-from dataplane.lab import cluster, controlplane, expect, inside, settle, state, topology, wire
+from dataplane.lab import cluster, controlplane, inside, settle, state, topology, wire
 from dataplane.lab.cluster import Lab, Wish
 from dataplane.lab.controlplane import CLUSTER_RANGES, Assigned
 from dataplane.lab.controlplane_services import SERVICE_RANGES
-from dataplane.lab.expect import pod_name
 from dataplane.lab.state import LabFiles
 from dataplane.lab.topology import OUTSIDE, UNDERLAY
+from dataplane.lab.world import external_hosts, pod_name
 from dataplane.model.errors import BadEnvironment, BadInput
 from dataplane.model.net import Family
 from dataplane.model.objects import Node, Pod
@@ -207,7 +207,7 @@ def connect(files: LabFiles, pods: Sequence[Pod]) -> None:
 def route(lab: Lab) -> None:
     """Route what Services open to the nodes, and what endpoints name outside to `outside`."""
     underlay, outside = lab.files.netns(UNDERLAY), lab.files.netns(OUTSIDE)
-    hosts = expect.external_hosts(lab.world)
+    hosts = external_hosts(lab.world)
     addresses = sorted(hosts, key=lambda a: (a.version, int(a)))
     for family in lab.world.families:
         lines = topology.service_route_commands(lab.world.nodes, lab.world.entries, family)

@@ -4,16 +4,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from dataplane.lab.expect import (
-    Outcome,
-    Row,
-    SourceKind,
-    World,
-    entries,
-    external_hosts,
-    rows,
-    waves,
-)
+from dataplane.lab.expect import rows
+from dataplane.lab.question import Outcome, Row, SourceKind, waves
+from dataplane.lab.world import World, entries, external_hosts
 from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.objects import (
     EndpointSlice,

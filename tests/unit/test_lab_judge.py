@@ -5,8 +5,8 @@ from json import dumps
 
 import pytest
 
-from dataplane.lab.expect import Answerer, Outcome, Row, Source, SourceKind
 from dataplane.lab.judge import Drops, Observed, Reply, judge
+from dataplane.lab.question import Answerer, Outcome, Row, Source, SourceKind
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, Protocol
 
