@@ -28,15 +28,13 @@ from dataplane.core.plan import BACKENDS, FRONTENDS, SOURCE_RANGES, Key, Plan, R
 from dataplane.core.pools import IdPool, SlotPool
 from dataplane.core.ranges import GUARDED, ODD, admitted, keys, list_of
 from dataplane.core.served import Limits, Members, Port, adopt
+from dataplane.core.store import ServiceKey, Store
 from dataplane.model.constants import FrontendKind, ServiceFlag
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, family_of
 from dataplane.model.objects import (
     Batch,
     EndpointSlice,
-    Kind,
-    Object,
-    ObjectKey,
     Problem,
     Service,
     ServicePort,
@@ -46,7 +44,6 @@ from dataplane.model.rows import BackendRow, BackendSet, FrontendKey, FrontendRo
 
 __all__ = ["Desired", "Limits", "Settings"]
 
-ServiceKey = tuple[str, str]
 EPOCHS = 1 << 16
 
 
@@ -76,10 +73,7 @@ class Desired:
         self._settings = settings
         self._limits = limits
         self._held = adopt(adopted, limits)
-        self._services: dict[ServiceKey, Service] = {}
-        self._slices: dict[ServiceKey, dict[str, EndpointSlice]] = {}
-        self._slice_owner: dict[tuple[str, str], str] = {}
-        self._health_checked: dict[ServiceKey, Service] = {}
+        self._store = Store()
         self._entries: dict[ServiceKey, _Entry] = {}
         self._claims = Claims()
         self._synced = False
@@ -98,57 +92,14 @@ class Desired:
 
     def apply(self, batch: Batch) -> None:
         """Takes in what a source saw; deletions first. Nodes and Pods are not looked at."""
-        for key in batch.deletes:
-            self._delete(key)
-        for obj in batch.upserts:
-            self._upsert(obj)
+        self._marked |= self._store.apply(batch)
         self._synced |= batch.synced
 
     def configure(self, settings: Settings) -> None:
         """Other facts of the node: every Service is looked at again."""
         if settings != self._settings:
             self._settings = settings
-            self._marked.update(self._services)
-
-    def _upsert(self, obj: Object) -> None:
-        if isinstance(obj, Service):
-            key = obj.namespace, obj.name
-            if self._services.get(key) != obj:
-                self._services[key] = obj
-                self._marked.add(key)
-                self._health_checked.pop(key, None)
-                if obj.health_check_node_port:
-                    self._health_checked[key] = obj
-        elif isinstance(obj, EndpointSlice):
-            name = obj.namespace, obj.name
-            owner = self._slice_owner.get(name)
-            if owner is not None and owner != obj.service:
-                self._forget_slice(name)
-            key = obj.namespace, obj.service
-            pieces = self._slices.setdefault(key, {})
-            if pieces.get(obj.name) != obj:
-                pieces[obj.name] = obj
-                self._slice_owner[name] = obj.service
-                self._marked.add(key)
-
-    def _delete(self, key: ObjectKey) -> None:
-        name = key.namespace, key.name
-        if key.kind_name == Kind.SERVICE.value:
-            if self._services.pop(name, None):
-                self._marked.add(name)
-                self._health_checked.pop(name, None)
-        elif key.kind_name == Kind.SLICE.value:
-            self._forget_slice(name)
-
-    def _forget_slice(self, name: tuple[str, str]) -> None:
-        owner = self._slice_owner.pop(name, None)
-        if owner is not None:
-            key = name[0], owner
-            pieces = self._slices[key]
-            del pieces[name[1]]
-            if not pieces:
-                del self._slices[key]
-            self._marked.add(key)
+            self._marked.update(self._store.services)
 
     # ---- output ----
 
@@ -212,11 +163,11 @@ class Desired:
 
     def health_checked(self) -> Mapping[ServiceKey, Service]:
         """Services that have a healthCheckNodePort; not to be changed."""
-        return self._health_checked
+        return self._store.health_checked
 
     def slices_of(self, key: ServiceKey) -> Collection[EndpointSlice]:
         """A Service's slices as of now."""
-        return self._slices.get(key, {}).values()
+        return self._store.slices_of(key)
 
     def tables(self) -> dict[Table, dict[Key, Row]]:
         """What the maps should hold once the last plan is executed, to compare with what they do.
@@ -275,7 +226,7 @@ class Desired:
                 claim = self._claims.of(key)[0]
                 where = FRONTENDS[family].pin
                 reason = f"no room in the map {where} for {key.address} port {key.port}"
-                service = self._services[claim.service]
+                service = self._store.services[claim.service]
                 self._frontends_left[key] = Problem(str(service.key), "spec", reason, no_room=True)
             else:
                 self._frontends_left.pop(key, None)
@@ -303,11 +254,11 @@ class Desired:
     # ---- ports, backends, sets ----
 
     def _served(self, key: ServiceKey) -> Service | None:
-        service = self._services.get(key)
+        service = self._store.services.get(key)
         return service if service and is_served(service) else None
 
     def _rank(self, key: ServiceKey) -> tuple[str, ServiceKey]:
-        service = self._services.get(key)
+        service = self._store.services.get(key)
         return (service.created if service else "", key)
 
     def _update(self, key: ServiceKey, now: float) -> None:
@@ -322,7 +273,7 @@ class Desired:
         entry.problems = set(entry.input_problems)
         if service:
             entry.problems |= lost(service, entry.addresses | entry.frontends, self._claims)
-            pieces = [piece for _, piece in sorted(self._slices.get(key, {}).items())]
+            pieces = sorted(self._store.slices_of(key), key=lambda piece: piece.name)
             for name, spec in entry.ports.items():
                 port = ports.get(name) or self._new_port(service, name, now)
                 if port:
@@ -330,7 +281,7 @@ class Desired:
                     self._update_port(port, service, spec, pieces, now)
         if not ports:
             del self._held.ports[key]
-        if key not in self._services:
+        if key not in self._store.services:
             del self._entries[key]
 
     def _new_port(self, service: Service, name: ServiceName, now: float) -> Port | None:
