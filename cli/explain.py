@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from cli.render import as_data, numbered
 from cli.state import bpffs
 from dataplane.explain.named import named_question
-from dataplane.explain.questions import Question, batch
+from dataplane.explain.questions import DEFAULT_PROTOCOL, Question, batch
 from dataplane.kernel.loader import check_bpffs
 from dataplane.model.errors import BadInput, Contradiction
 
@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", metavar="IP:PORT|SERVICE.NS:PORT", help="whom to; IPv6 as [ADDRESS]:PORT"
     )
-    parser.add_argument("--protocol", default="tcp", metavar="|".join(PROTOCOLS))
+    parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, metavar="|".join(PROTOCOLS))
     parser.add_argument(
         "--batch", metavar="FILE", help='one {"from":…,"to":…,"protocol":…} a line; - is stdin'
     )
@@ -101,10 +101,10 @@ def _batch(args: argparse.Namespace) -> list[Question]:
     if args.source is not None or args.to is not None:
         raise BadInput("--batch", "--from or --to is given too", "give one of the two")
     if args.batch == "-":
-        return list(batch("<stdin>", sys.stdin))
+        return batch("<stdin>", sys.stdin)
     try:
         with Path(args.batch).open(encoding="utf-8") as file:
-            return list(batch(args.batch, file))
+            return batch(args.batch, file)
     except OSError as error:
         raise BadInput(f"--batch {args.batch}", error.strerror or str(error)) from None
     except UnicodeDecodeError:

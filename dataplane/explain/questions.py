@@ -7,7 +7,7 @@ Pure. Must not know the node: whether an address makes sense there is the progra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -15,6 +15,9 @@ from dataplane.model.errors import BadInput
 from dataplane.model.net import Family, IPAddress, Protocol, family_of
 
 _KEYS = ("from", "to", "protocol")
+# Bad lines of a batch that are named one by one.
+_NAMED = 10
+DEFAULT_PROTOCOL = "tcp"
 _PROTOCOLS = {protocol.name.lower(): protocol for protocol in Protocol}
 
 
@@ -61,15 +64,28 @@ def question(source: str, to: str, protocol: str, where: str = "") -> Question:
     return Question(sender, address, port, known)
 
 
-def batch(name: str, lines: Iterable[str]) -> Iterator[Question]:
+def batch(name: str, lines: Iterable[str]) -> list[Question]:
     """The questions of a batch, one JSON object a line; empty lines are left out.
 
     Raises:
-        BadInput: a line is no such object; says file and line.
+        BadInput: some lines are no such object; says file and line of each, up to a few.
     """
+    found: list[Question] = []
+    wrong: list[BadInput] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _line(f"{name}:{number}", line)
+        try:
+            if line.strip():
+                found.append(_line(f"{name}:{number}", line))
+        except BadInput as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        # An answer a line is the contract, so none is given where some lines could have none.
+        named = "".join(f"\n  {error}" for error in wrong[:_NAMED])
+        more = f"\n  and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise BadInput(name, f"{len(wrong)} lines can't be asked, so none was:{named}{more}")
+    return found
 
 
 def _line(where: str, line: str) -> Question:
@@ -80,15 +96,16 @@ def _line(where: str, line: str) -> Question:
     form = 'give {"from":"IP","to":"IP:PORT","protocol":"tcp"}'
     if not isinstance(found, dict):
         raise BadInput(where, "is no JSON object", form)
-    for key in found:
+    given = {"protocol": DEFAULT_PROTOCOL, **found}
+    for key in given:
         if key not in _KEYS:
             raise BadInput(f"{where}: {key}", "unknown key", form)
     for key in _KEYS:
-        if key not in found:
+        if key not in given:
             raise BadInput(f"{where}: {key}", "is missing", form)
-        if not isinstance(found[key], str):
+        if not isinstance(given[key], str):
             raise BadInput(f"{where}: {key}", "is not a text", form)
-    return question(found["from"], found["to"], found["protocol"], where)
+    return question(given["from"], given["to"], given["protocol"], where)
 
 
 def _address(text: str, name: str) -> IPAddress:

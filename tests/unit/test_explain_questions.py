@@ -16,7 +16,7 @@ GOOD = '{"from":"10.244.1.5","to":"10.96.0.1:80","protocol":"tcp"}'
 
 def test_a_line_is_a_question() -> None:
     lines = [GOOD, "\n", '{"protocol":"SCTP","to":"[fd00::1]:9","from":"fd00::2"}\n']
-    assert list(batch("flows", lines)) == [
+    assert batch("flows", lines) == [
         Question(ip_address("10.244.1.5"), ip_address("10.96.0.1"), 80, Protocol.TCP),
         Question(ip_address("fd00::2"), ip_address("fd00::1"), 9, Protocol.SCTP),
     ]
@@ -28,7 +28,7 @@ def test_a_line_is_a_question() -> None:
         ("{", "flows:2: is not JSON"),
         ("[" * 100_000, "flows:2: is not JSON"),
         ("[]", "flows:2: is no JSON object"),
-        ('{"from":"10.0.0.1","to":"10.0.0.2:1"}', "flows:2: protocol: is missing"),
+        ('{"from":"10.0.0.1","protocol":"tcp"}', "flows:2: to: is missing"),
         ('{"from":1,"to":"10.0.0.2:1","protocol":"tcp"}', "flows:2: from: is not a text"),
         ('{"from":"a","to":"b","protocol":"tcp","port":1}', "flows:2: port: unknown key"),
         ('{"from":"10.0.0.1","to":"10.0.0.2:1","protocol":"icmp"}', "'icmp' is none of tcp"),
@@ -48,8 +48,23 @@ def test_a_line_is_a_question() -> None:
 )  # fmt: skip
 def test_a_bad_line_is_named_by_file_and_number(line: str, words: str) -> None:
     with pytest.raises(BadInput) as refused:
-        list(batch("flows", [GOOD, line]))
+        batch("flows", [GOOD, line])
     assert words in str(refused.value)
+
+
+def test_all_bad_lines_are_named_at_once_up_to_ten() -> None:
+    with pytest.raises(BadInput) as refused:
+        batch("flows", ["[]", GOOD, "{"])
+    said = str(refused.value)
+    assert "2 lines can't be asked, so none was" in said
+    assert "flows:1: is no JSON object" in said
+    assert "flows:3: is not JSON" in said
+    with pytest.raises(BadInput, match=r"flows:10: (?s:.*)\n  and 5 more$"):
+        batch("flows", ["[]"] * 15)
+
+
+def test_a_line_without_a_protocol_asks_over_tcp_as_the_options_do() -> None:
+    assert batch("flows", ['{"from":"10.0.0.1","to":"10.0.0.2:1"}'])[0].protocol is Protocol.TCP
 
 
 def test_a_bad_option_is_named() -> None:
