@@ -153,28 +153,32 @@ def masquerade(finding: Finding, scene: Scene) -> bool:
     """
     if finding.verdict != FORWARD or finding.frontend is None:
         return False
-    if not finding.from_node:
-        ends_here = all(scene.is_node(one.row.address) for one in finding.reached)
-        return _is_marked(finding, scene) if ends_here else finding.masquerade
+    if finding.from_node:
+        return _kind_hides(finding, scene)
+    ends_here = all(scene.is_node(one.row.address) for one in finding.reached)
+    return _is_marked(finding, scene) if ends_here else finding.masquerade
+
+
+def _kind_hides(finding: Finding, scene: Scene) -> bool:
+    """Whether the kind of the frontend lets this sender be hidden."""
+    assert finding.frontend is not None
     kind = finding.frontend[1].kind
     if kind == FrontendKind.HOST_PORT:
         return False
-    inside = kind == FrontendKind.CLUSTER_IP and scene.in_cluster(finding.question.source)
-    return not inside or scene.has(NodeFlag.MASQUERADE_ALL)
+    if kind != FrontendKind.CLUSTER_IP or scene.has(NodeFlag.MASQUERADE_ALL):
+        return True
+    return not scene.in_cluster(finding.question.source)
 
 
 def _is_marked(finding: Finding, scene: Scene) -> bool:
-    """Whether the tables say that flows like this one are hidden."""
+    """Whether the tables say that packets like this one are hidden."""
     assert finding.frontend is not None
     assert finding.service is not None
-    kind = finding.frontend[1].kind
-    inside = scene.in_cluster(finding.question.source)
-    if kind == FrontendKind.HOST_PORT:
-        return False
-    if kind == FrontendKind.CLUSTER_IP:
-        return not inside or scene.has(NodeFlag.MASQUERADE_ALL)
-    goes_direct = not inside and scene.has(NodeFlag.DIRECT)
-    return not goes_direct and not finding.service.flags & ServiceFlag.EXTERNAL_LOCAL
+    if finding.frontend[1].kind == FrontendKind.CLUSTER_IP:
+        return _kind_hides(finding, scene)
+    goes_direct = not scene.in_cluster(finding.question.source) and scene.has(NodeFlag.DIRECT)
+    shown = goes_direct or finding.service.flags & ServiceFlag.EXTERNAL_LOCAL
+    return not shown and _kind_hides(finding, scene)
 
 
 def _text(value: object) -> str:

@@ -17,7 +17,7 @@ from dataplane.core.plan import Key, Plan, Row, Upsert
 from dataplane.explain.scene import DEVICE, Change, Scene
 from dataplane.kernel import bpf, netns, prelude
 from dataplane.kernel.bundle import Bundle
-from dataplane.kernel.loader import Datapath, load_unpinned
+from dataplane.kernel.loader import FIXED_MAPS, Datapath, load_unpinned
 from dataplane.kernel.maps import Maps, Writer
 from dataplane.kernel.prelude import Setup
 from dataplane.kernel.testrun import Outcome, Runner
@@ -33,9 +33,6 @@ _BESIDE = {
     "endpoint_counters": "endpoints",
     "endpoint_flows": "endpoints",
 }
-_FIXED = frozenset(
-    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "sweep", "tails"}
-)
 _VERDICTS = Table("verdicts")
 _NO_VERDICT = Verdict(0, 0, 0, 0, None, 0, 0, 0)
 _SPARE = 8  # entries that a question adds
@@ -191,5 +188,5 @@ def _sizes(bundle: Bundle, scene: Scene) -> dict[str, int]:
     return {
         name: max(size, least[name])
         for name, size in sizes.items()
-        if name in least and name not in _FIXED
+        if name in least and name not in FIXED_MAPS
     }

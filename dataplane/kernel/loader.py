@@ -43,12 +43,13 @@ _NEW = "new_"  # begins the name of a pin that is not in place yet; a dot is not
 _OLD = "old_"  # begins the name of a pin that programs still attached may need
 _LINK = "bundle"
 _LOG_SIZE = 16 << 20
-# Their sizes follow from the programs.
-_FIXED = frozenset(
-    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "sweep", "tails"}
-)
 _PROGRAMS = "prog"  # type of a map of programs in bpf/maps.h
 _TAIL = "tail_"  # begins the hook of a program that others end in, named as in enum tail
+
+FIXED_MAPS = frozenset(
+    {"node", "drops", "verdicts", "scratch", "answer_budget", "closed_count", "sweep", "tails"}
+)
+"""Maps whose sizes follow from the programs: `mapSizes` can't name them."""
 
 
 @dataclass(slots=True)
@@ -212,7 +213,7 @@ def _check(content: Bundle, sizes: Mapping[str, int]) -> None:
             if size != layouts.size_of(c_type):
                 why = f"has {what} of {size} bytes; {c_type} has {layouts.size_of(c_type)}"
                 raise BadInput(f"map {spec.pin} of the bundle", why, again)
-    names = {spec.name for spec in content.maps} - _FIXED
+    names = {spec.name for spec in content.maps} - FIXED_MAPS
     for name in sizes:
         if name not in names:
             raise BadInput(f"mapSizes.{name}", "no such map", f"known: {', '.join(sorted(names))}")
