@@ -280,14 +280,16 @@ static __always_inline bool ct_gives_up(const struct flow *taken, __u64 now, boo
 }
 
 /*
- * Claims the reply tuple of f. 0: it is ours now (or was already);
- * 1: another live flow has it, so another source port is needed.
+ * Claims the reply tuple of f. 0: it is ours now (or was already); 1: another
+ * flow has it, and is alive or, unless this one is in a hurry, its backend may
+ * hold the tuple in TIME_WAIT: another source port is needed.
  *
  * What was written is looked up at once. In a full table of type LRU an entry
  * that nobody has looked up since is the first to be evicted, not the last,
  * when the CPU next needs a free one; which may be for the other half.
  */
-static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now)
+static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, __u64 now,
+					  bool hurry)
 {
 	struct flow *taken;
 
@@ -298,7 +300,7 @@ static __always_inline int ct_claim_reply(struct flow *f, struct flow_key *key, 
 		return 0;
 	}
 	taken = flows.lookup(key);
-	if (taken && !ct_same_original(taken, f) && !ct_gives_up(taken, now, true) &&
+	if (taken && !ct_same_original(taken, f) && !ct_gives_up(taken, now, hurry) &&
 	    !ct_is_dead(taken, now))
 		return 1;
 	return flows.update(key, f) ? -DROP_FLOW_TABLE : 0;

@@ -142,10 +142,13 @@ static __always_inline bool nat_take_port(struct __sk_buff *skb, struct flow_dra
 
 /*
  * Gives a flow a source port under which no other flow to the same backend is
- * known, and claims the reply tuple. Its source address is set by the caller;
- * a flow that is not masqueraded keeps its own port unless another flow has
- * it. A mid-flow packet (REVIVE_ONLY) claims nothing: the port is found under
- * which its flow's reply half still stands, or -DROP_NO_FLOW.
+ * known, and claims the reply tuple. Its source address is set by the caller.
+ * A flow that is not masqueraded keeps its own port unless another flow has it,
+ * be it in TIME_WAIT: the backend tells a new connection from an old segment by
+ * the client's timestamps (RFC 6191), and those that a client sends to one
+ * frontend don't go on from those that it sent to another. A mid-flow packet
+ * (REVIVE_ONLY) claims nothing: the port is found under which its flow's reply
+ * half still stands, or -DROP_NO_FLOW.
  */
 static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_draft *draft,
 					    struct packet *p, const struct node *n, __u64 now)
@@ -161,7 +164,8 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 			if (half && ct_same_original(half, f))
 				return 0;
 		} else {
-			err = ct_claim_reply(f, key, now);
+			/* without ports there is no other to take */
+			err = ct_claim_reply(f, key, now, !p->has_ports);
 			if (err <= 0)
 				return err;
 		}
@@ -178,7 +182,7 @@ static __always_inline int nat_claim_source(struct __sk_buff *skb, struct flow_d
 	if (draft->revive == REVIVE_ONLY)
 		return 0;
 	/* taken in the meantime by another CPU: the packet's sender tries again */
-	return ct_claim_reply(f, key, now) ? -DROP_FLOW_TABLE : 0;
+	return ct_claim_reply(f, key, now, true) ? -DROP_FLOW_TABLE : 0;
 }
 
 #endif

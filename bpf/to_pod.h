@@ -22,7 +22,8 @@ static __always_inline int to_pod_remember(struct packet *p, struct flow_draft *
 		return 0;
 	ct_draft(draft, p, bpf_ktime_get_ns());
 	f->flags = FLOW_VIA_STACK;
-	if (ct_claim_reply(f, &p->other, f->last_seen))
+	/* the stack has chosen its tuple, whoever had it: there is no other to take */
+	if (ct_claim_reply(f, &p->other, f->last_seen, true))
 		return -DROP_FLOW_TABLE;
 	return ct_write_original(f, &p->other, p->length);
 }

@@ -10,6 +10,7 @@ from tests.program.node import Node
 from tests.program.result import ABI, dropped, into, refused, through_tunnel
 
 LIFETIME_TCP_SYN = ABI.constant("LIFETIME_TCP_SYN")
+LIFETIME_TCP_TIME_WAIT = ABI.constant("LIFETIME_TCP_TIME_WAIT")
 SERVICE = ("tcp client:40000 > near:80", "tcp neighbour:8080 > client:40000")
 
 PAIR_TCP = "tcp client:{port} > pair:80"
@@ -205,3 +206,43 @@ class TestReuse:
         here.from_pod("client", sent)
         here.from_pod("client", f"{sent} RA")
         here.from_pod("neighbour", f"{reply} S").expect(into("client"), f"{reply} S ttl=63")
+
+    @pytest.mark.parametrize("reset", [False, True], ids=["lingers", "reset since"])
+    def test_a_tuple_that_the_backend_holds_in_time_wait_is_not_another_services(
+        self, here: Node, reset: bool
+    ) -> None:
+        """The client's timestamps go on towards one frontend, not from one to the other."""
+        sent, reply = SERVICE
+        here.from_pod("client", sent)
+        here.from_pod("neighbour", f"{reply} FA")
+        here.from_pod("client", f"{sent} FA")
+        if reset:
+            here.from_pod("neighbour", f"{reply} R")
+        port = 40000 if reset else "MASQ"
+        twin = here.from_pod("client", "tcp client:40000 > twin:80")
+        twin.expect(into("neighbour"), f"tcp client:{port} > neighbour:8080 ttl=63")
+        answer = here.from_pod("neighbour", f"tcp neighbour:8080 > client:{twin.port} SA")
+        answer.expect(into("client"), "tcp twin:80 > client:40000 SA ttl=63")
+
+    @pytest.mark.parametrize("waited", [0, LIFETIME_TCP_TIME_WAIT + 1], ids=["at once", "after"])
+    def test_a_client_gets_its_tuple_in_time_wait_again(self, here: Node, waited: int) -> None:
+        """As the same Service's client at once, as another's once the backend has let it go."""
+        sent, reply = SERVICE
+        here.from_pod("client", sent)
+        here.from_pod("neighbour", f"{reply} FA")
+        here.from_pod("client", f"{sent} FA")
+        here.later(waited)
+        again = "tcp client:40000 > twin:80" if waited else sent
+        here.from_pod("client", again).expect(
+            into("neighbour"), "tcp client:40000 > neighbour:8080 ttl=63"
+        )
+
+    def test_a_tuple_in_time_wait_is_taken_when_there_is_no_other(self, here: Node) -> None:
+        here.change("node", 0, masquerade_min=61000, masquerade_max=61000)
+        for service in ("near", "twin"):  # closed behind its own port, and behind the only other
+            here.from_pod("client", f"tcp client:40000 > {service}:80")
+        for service, port in (("near", 40000), ("twin", 61000)):
+            here.from_pod("neighbour", f"tcp neighbour:8080 > client:{port} FA")
+            here.from_pod("client", f"tcp client:40000 > {service}:80 FA")
+        third = here.from_pod("client", "tcp client:40000 > neighbour:8080")
+        third.expect(into("neighbour"), "tcp client:61000 > neighbour:8080 ttl=63")
