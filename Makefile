@@ -148,10 +148,11 @@ fuzz-mutants: setup ## does fuzz find one-line faults built into copies of bpf/ 
 	@echo "fuzz-mutants: test runs in namespaces of its own; needs root; about five minutes on two idle CPUs"
 	@$(AS_ROOT) $(BIN)/python -m tests.program.differential.mutants $(if $(ONLY),--only $(call quoted,$(ONLY)))
 
-bench: tools ## ours against the kernel's own: [ONLY=name]; tables, build/bench/NAME.json, ratios.svg
+bench: tools ## ours against the kernel's own: [ONLY=name]; a table, build/bench/NAME.json, table.md, plots of it
 	@echo "bench: makes namespaces of its own and takes them down again; needs root; up to 15 minutes"
 	@$(AS_ROOT) $(BIN)/python -m bench $(if $(ONLY),--only $(call quoted,$(ONLY)))
-	@$(BIN)/python -m bench --chart build/bench/ratios.svg
+	@$(BIN)/python -m bench --markdown >build/bench/table.md
+	@$(BIN)/python -m bench --charts build/bench/table.md
 
 lock: ## write requirements.lock anew from pyproject.toml, with today's versions
 	rm -rf build/lock

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import (
+    charts,
     cni,
     connections,
     control_plane,
@@ -72,11 +73,14 @@ def main() -> int:
         "--markdown", action="store_true", help="measure nothing: print what earlier runs wrote"
     )
     parser.add_argument(
-        "--chart", metavar="FILE", type=Path, help="measure nothing: draw the ratios, as SVG"
+        "--charts",
+        metavar="FILE",
+        type=Path,
+        help="measure nothing: draw the tables of a Markdown file, as SVG beside it",
     )
     args = parser.parse_args()
-    if args.chart:
-        args.chart.write_text(report.chart(report.read()))
+    if args.charts:
+        print(*charts.draw(args.charts), sep="\n")
         return 0
     if args.markdown:
         sys.stdout.write(report.markdown(report.read()))

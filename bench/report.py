@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -68,37 +67,6 @@ def markdown(results: Sequence[Result]) -> str:
     """The table for docs/performance.md."""
     rows = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_cells, results)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def chart(results: Sequence[Result]) -> str:
-    """An SVG of each ratio: a dot for the median, a line to its ends, a tick for the goal.
-
-    The axis is logarithmic, from a quarter to four times the peer; what is beyond stands at its end.
-    """
-    rows = [(one, one.ratio) for one in results if one.ratio]
-    left, width, step = 230, 400, 18
-    height = step * (len(rows) + 2)
-
-    def x(ratio: float) -> float:
-        return left + width * (math.log2(min(4.0, max(0.25, ratio))) + 2) / 4
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 20}" height="{height}"'
-        ' font-family="sans-serif" font-size="11">',
-        f'<rect width="100%" height="{height}" fill="white"/>',
-    ]
-    for mark in (0.25, 0.5, 1, 2, 4):
-        parts.append(f'<path d="M{x(mark):.0f} {step}V{height}" stroke="#ccc"/>')
-        parts.append(f'<text x="{x(mark):.0f}" y="12" text-anchor="middle">{mark:g}x</text>')
-    for number, (one, ratio) in enumerate(rows):
-        y = step * (number + 2) - 6
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{one.name}</text>')
-        parts.append(f'<path d="M{x(ratio.min):.1f} {y}H{x(ratio.max):.1f}" stroke="#36c"/>')
-        parts.append(f'<circle cx="{x(ratio.median):.1f}" cy="{y}" r="4" fill="#36c"/>')
-        if one.goal and one.goal.of == "ratio":
-            at = x(one.goal.at_least or one.goal.at_most or 1)
-            parts.append(f'<path d="M{at:.1f} {y - 7}v14" stroke="#c33" stroke-width="2"/>')
-    return "\n".join([*parts, "</svg>", ""])
 
 
 def _figure(value: float) -> str:

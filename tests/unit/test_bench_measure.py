@@ -48,9 +48,3 @@ def test_a_result_can_be_read_back(tmp_path: Path) -> None:
     report.write(written, tmp_path)
     assert report.read(tmp_path) == [written]
     assert "| path | Gbit/s |" in report.markdown([written])
-
-
-def test_a_chart_has_a_line_for_each_ratio_and_the_goal() -> None:
-    drawn = report.chart([result((10.0, 5.0), (10.0, 10.0)), result((2.9,))])
-    assert drawn.count("<circle") == drawn.count("path</text>") == 1
-    assert drawn.count('stroke="#c33"') == 1
