@@ -7,7 +7,8 @@
                            a kernel that routes ─── veths ─ client, server
 
 All three take themselves for the same Node and see the same objects; the pods of all have the same
-addresses. No proxy can be faster than the fourth, which has no Service to translate.
+addresses. No proxy can be faster than the fourth, which has no Service to translate: its server has
+the addresses that are Services' elsewhere, so that all four clients ask the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from bench import from_api, load
@@ -29,7 +30,6 @@ from bench.load import Target
 from bench.measure import Figures, Goal, Result, pick
 from bench.topology import routed
 from dataplane.model.errors import BadEnvironment
-from dataplane.model.net import IPAddress
 from tests.cluster.agent import CHANGING, FIRST_POD, agent_of, await_true, fill, plug, server
 from tests.cluster.api import Api
 from tests.cluster.net import Net, inside
@@ -40,6 +40,7 @@ PEER_ADDRESS = {"nftables": "172.29.0.13", "iptables": "172.29.0.14"}
 ROUNDS = 9
 MTU = 1450
 FIRST = CHANGING + 1
+SERVICE_ADDRESSES = IPv4Network("10.96.0.0/16")
 SERVER, CLIENT = FIRST_POD, FIRST_POD + 1
 _REST_SECONDS = 5.0  # in which proxies end what they do after the last change
 
@@ -48,16 +49,14 @@ Rates = dict[str, tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A client and what it asks; `node` is whose kernel remembers flows, if one does."""
+    """A client; `node` is whose kernel remembers flows, if one does."""
 
     client: Path
-    address: IPAddress
     node: Path | None = None
 
     def target(self, span: int) -> Target:
-        """The Services from the first on; the one server, where there are none."""
-        counted = span if self.address == cluster_ip(FIRST) else 1
-        return Target(self.client, self.address, span=counted)
+        """The Services from the first on."""
+        return Target(self.client, cluster_ip(FIRST), span=span)
 
 
 def kube_proxy(many: int = MANY) -> list[Result]:
@@ -67,11 +66,8 @@ def kube_proxy(many: int = MANY) -> list[Result]:
         served.create(services(range(FIRST, FIRST + 1), SERVER))
         agent = stack.enter_context(agent_of(served, net))
         pods = agent.add_pods(net, served, 10)
-        bare, bare_server = stack.enter_context(routed(MTU))
-        sides = {
-            "ours": _Side(pods[1], cluster_ip(FIRST)),
-            "bare": _Side(bare.place, bare.address),
-        }
+        bare, bare_server = stack.enter_context(routed(MTU, SERVICE_ADDRESSES))
+        sides = {"ours": _Side(pods[1]), "bare": _Side(bare.place)}
         servers, pids = [pods[0], bare_server], [agent.pid]
         for number, mode in enumerate(MODES):
             sides[mode], place, pid = _peer(stack, served, net, mode, number)
@@ -114,7 +110,7 @@ def _change_results(change: list[float]) -> Iterator[Result]:
 def _rates(sides: dict[str, _Side], span: int) -> Rates:
     """Connections a second of each side in rounds, once each serves the last Service."""
     for name, side in sides.items():
-        last = Target(side.client, side.address + side.target(span).span - 1)
+        last = Target(side.client, cluster_ip(FIRST + span - 1))
         await_true(lambda last=last: _serves(last), f"{name}: Service {span}", 0.5)  # type: ignore[misc]
     time.sleep(_REST_SECONDS)
     rounds: dict[str, list[Figures]] = {name: [] for name in sides}
@@ -144,7 +140,7 @@ def _peer(
     for pod, address in ((f"client{number}", CLIENT), (f"server{number}", SERVER)):
         net.pod(pod, name, IPv4Interface(f"{address}/24"), MTU)
     pid = stack.enter_context(from_api.kube_proxy(served, net.path(name), mode))
-    side = _Side(net.path(f"client{number}"), cluster_ip(FIRST), net.path(name))
+    side = _Side(net.path(f"client{number}"), net.path(name))
     return side, net.path(f"server{number}"), pid
 
 

@@ -34,7 +34,14 @@ class Target:
 
 @contextmanager
 def server(place: Path, port: int = PORT) -> Iterator[None]:
-    """A server at every address of this place, ready when the body starts."""
+    """A server at every address of this place, ready when the body starts.
+
+    The place keeps no TIME_WAIT. Where many Services have one server, a client that reuses a port
+    comes by the tuple of another Service, with timestamps of another clock, and a server that
+    remembers the tuple refuses it now and then (PAWS): a loss that is no proxy's.
+    """
+    forget = inside(place, "sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0")
+    subprocess.run(forget, check=True)
     command = inside(place, str(TOOL), "server", f"--port={port}", f"--cpu={SERVER_CPU}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

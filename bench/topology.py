@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Interface, ip_address
+from ipaddress import IPv4Interface, IPv4Network, ip_address
 from pathlib import Path
 
 from bench.load import Target
@@ -25,13 +25,19 @@ VXLAN_PORT = 4789
 
 
 @contextmanager
-def routed(mtu: int) -> Iterator[tuple[Target, Path]]:
-    """One node, two pods, routed by its kernel: the client's target, and where the server runs."""
+def routed(mtu: int, also: IPv4Network | None = None) -> Iterator[tuple[Target, Path]]:
+    """One node, two pods, routed by its kernel: the client's target, and where the server runs.
+
+    also: addresses that lead to the server too, each of which it has.
+    """
     with ExitStack() as stack:
         net = Net(stack)
         net.add("node")
         net.pod("client", "node", IPv4Interface("10.71.1.2/24"), mtu)
         net.pod("server", "node", IPv4Interface("10.71.2.2/24"), mtu)
+        if also is not None:
+            net.ip("node", "route", "add", str(also), "via", "10.71.2.2", "dev", "host-server")
+            net.ip("server", "route", "add", "local", str(also), "dev", "lo")
         yield Target(net.path("client"), ip_address("10.71.2.2")), net.path("server")
 
 
