@@ -89,7 +89,7 @@ class NodeDatapath:
         adopted = {table: dict(self._tables.items(table)) for table in SERVICE_TABLES}
         self._desired = Desired(self._settings(own), self._limits(), adopted)
         self.vitals = Vitals(self._desired)
-        self.vitals.own = own
+        self.vitals.seen(own)
 
     @classmethod
     @contextmanager
@@ -158,7 +158,7 @@ class NodeDatapath:
             refused = self._writer.execute(plan)
             self.sockets.written(plan)
             log("tables_written", entries=plan.entries)
-        self.vitals.own = self._known.nodes.get(self._facts.name)
+        self.vitals.seen(self._known.nodes.get(self._facts.name))
         self.vitals.written(self._synced, refused)
         problems = {
             *self._source_problems,

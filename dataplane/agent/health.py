@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from dataplane.agent.crowd import MOST_CONNECTIONS, PATIENCE_SECONDS, Crowd
+from dataplane.agent.crowd import MOST_CONNECTIONS, PATIENCE_SECONDS, WAITING, Crowd, Door
 from dataplane.core.desired import Desired
 from dataplane.core.health import (
     Answer,
     Listener,
+    Liveness,
     health_listeners,
     local_endpoints,
     node_healthz,
@@ -39,7 +40,6 @@ from dataplane.model.net import Family, IPAddress
 from dataplane.model.objects import Node, Problem, Service
 
 RETRY_SECONDS = 5.0
-_BACKLOG = 128
 _EVERY: Mapping[Family, IPAddress] = {
     Family.V4: IPv4Address("0.0.0.0"),
     Family.V6: IPv6Address("::"),
@@ -54,7 +54,7 @@ class Vitals:
 
     def __init__(self, desired: Desired) -> None:
         self.desired = desired
-        self.own: Node | None = None
+        self._own: Node | None = None
         self._whole, self._refused = False, False
         self._updated = datetime.now(UTC)
 
@@ -71,6 +71,11 @@ class Vitals:
         if self.healthy:
             self._updated = datetime.now(UTC)
 
+    def seen(self, own: Node | None) -> None:
+        """What the source says of this node. One that is gone counts as it was last, as
+        kube-proxy has it: it does not want traffic again because it was deleted at last."""
+        self._own = own or self._own
+
     @property
     def healthy(self) -> bool:
         """Whether the datapath is what the objects say."""
@@ -85,11 +90,11 @@ class Vitals:
     def of_node(self, path: str) -> Answer | None:
         """What the node's own health port says; None for a page that it has not."""
         now = datetime.now(UTC)
+        live = Liveness(self.healthy, self._updated, self.desired.settings.families)
         if path == "/healthz":
-            deleting = self.own is not None and self.own.deleting
-            return node_healthz(self.healthy, deleting, self._updated, now)
+            return node_healthz(live, self._own is not None and self._own.deleting, now)
         if path == "/livez":
-            return node_livez(self.healthy, self._updated, now)
+            return node_livez(live, now)
         return None
 
 
@@ -115,7 +120,7 @@ class _Open:
 
     owner: _Owner
     runner: web.AppRunner
-    server: asyncio.Server
+    door: Door
 
 
 class HealthServers:
@@ -158,10 +163,14 @@ class HealthServers:
         wanted = self._wanted()
         for listener in [one for one in self._open if wanted.get(one) != self._open[one].owner]:
             self._close(listener)
-        self._failed = []
+        refused = {}
         for listener, owner in wanted.items():
             if listener not in self._open:
-                await self._try(listener, owner)
+                try:
+                    await self._try(listener, owner)
+                except OSError as refusal:
+                    refused[listener] = refusal
+        self._failed = _problems(wanted, refused)
         self._next = time.monotonic() + RETRY_SECONDS
 
     def wake(self) -> float | None:
@@ -211,29 +220,35 @@ class HealthServers:
     # -- sockets -------------------------------------------------------------------
 
     async def _try(self, listener: Listener, owner: _Owner) -> None:
-        try:
-            bound = _bind(listener)
-        except OSError as refusal:
-            why = str(refusal.strerror)
-            if refusal.errno == errno.EADDRINUSE:
-                why = f"is taken by {ports.listener(listener.port)}"
-            self._failed.append(owner.problem(f"{_place(listener)} {why}"))
-            return
+        """Raises OSError: the port cannot be had."""
+        bound = _bind(listener)
         runner = _runner(self._answering(listener, owner), self._crowd)
         await runner.setup()
         assert runner.server is not None
-        server = await asyncio.get_running_loop().create_server(
-            self._crowd.guarding(runner.server), sock=bound, backlog=_BACKLOG
-        )
-        self._open[listener] = _Open(owner, runner, server)
+        door = Door(bound, runner.server, self._crowd)
+        self._open[listener] = _Open(owner, runner, door)
 
     def _close(self, listener: Listener) -> None:
         """The port is free at once; who is still being answered must not hold up the datapath."""
         opened = self._open.pop(listener)
-        opened.server.close()
+        opened.door.close()
         ending = asyncio.create_task(opened.runner.cleanup())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+def _problems(
+    wanted: Mapping[Listener, _Owner], refused: Mapping[Listener, OSError]
+) -> list[Problem]:
+    """What became of listeners that were refused."""
+    taken = {at.port for at, refusal in refused.items() if refusal.errno == errno.EADDRINUSE}
+    holders = ports.listeners(taken) if taken else {}
+    found = []
+    for at, refusal in refused.items():
+        holder = holders.get(at.port) if refusal.errno == errno.EADDRINUSE else None
+        why = f"is taken by {holder}" if holder else str(refusal.strerror)
+        found.append(wanted[at].problem(f"{_place(at)} {why}"))
+    return found
 
 
 def _place(listener: Listener) -> str:
@@ -252,7 +267,7 @@ def _bind(listener: Listener) -> socket.socket:
         if inet6:  # else "::" would take IPv4's port as well
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind((str(listener.address), listener.port))
-        made.listen(_BACKLOG)
+        made.listen(WAITING)
         made.setblocking(False)
     except OSError:
         made.close()

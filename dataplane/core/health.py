@@ -5,7 +5,7 @@ A load balancer asks a Service's healthCheckNodePort whether this node has endpo
 whoever manages nodes asks /healthz and /livez of the proxy's own port. Pure: whether the
 datapath is up to date comes in as a flag, time as an argument. Must not open sockets.
 
-Source: Kubernetes pkg/proxy/healthcheck and pkg/proxy/endpoints.go.
+Source: Kubernetes 1.34 pkg/proxy/healthcheck and pkg/proxy/endpoints.go.
 """
 
 from __future__ import annotations
@@ -28,16 +28,34 @@ _LOOPBACK = {Family.V4: ip_address("127.0.0.1"), Family.V6: ip_address("::1")}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One HTTP answer; body is a JSON object."""
+    """One HTTP answer; body is a JSON object. `lines`: sent with line breaks and tabs."""
 
     status: int
     headers: Mapping[str, str]
     body: Mapping[str, object]
+    lines: bool = False
 
     @property
     def text(self) -> str:
         """The body as it is sent."""
-        return json.dumps(self.body, indent="\t")
+        if self.lines:
+            return json.dumps(self.body, indent="\t")
+        return json.dumps(self.body, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """What is known of the datapath of a node.
+
+    Args:
+        healthy: it is what the objects say.
+        updated: when it was made so for the last time.
+        families: those that it serves; they are written together, and so are equally healthy.
+    """
+
+    healthy: bool
+    updated: datetime
+    families: tuple[Family, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -117,33 +135,40 @@ def service_health(namespace: str, name: str, endpoints: int, healthy: bool) -> 
             "localEndpoints": endpoints,
             "serviceProxyHealthy": healthy,
         },
+        lines=True,
     )
 
 
-def node_healthz(healthy: bool, deleting: bool, updated: datetime, now: datetime) -> Answer:
+def node_healthz(live: Liveness, deleting: bool, now: datetime) -> Answer:
     """The answer of /healthz: is this node to get traffic from outside?
 
     Args:
         deleting: the Node is being deleted, or the autoscaler says that it will be.
-        updated: when the datapath was last made what the objects say.
     """  # fmt: skip
-    good = healthy and not deleting
-    return Answer(
-        OK if good else UNAVAILABLE,
-        HEADERS,
-        {**_times(good, updated, now), "nodeEligible": not deleting},
-    )
+    return _of_node(live, live.healthy and not deleting, now, {"nodeEligible": not deleting})
 
 
-def node_livez(healthy: bool, updated: datetime, now: datetime) -> Answer:
+def node_livez(live: Liveness, now: datetime) -> Answer:
     """The answer of /livez: is the proxy at work? A node that is being deleted still is."""
-    return Answer(OK if healthy else UNAVAILABLE, HEADERS, _times(healthy, updated, now))
+    return _of_node(live, live.healthy, now, {})
 
 
-def _times(good: bool, updated: datetime, now: datetime) -> dict[str, object]:
+def _of_node(live: Liveness, good: bool, now: datetime, more: Mapping[str, object]) -> Answer:
     """While all is well the last update is now: nothing waits for one."""
-    return {"lastUpdated": _go_time(now if good else updated), "currentTime": _go_time(now)}
+    status = {
+        f"IPv{family.value}": {"lastUpdated": _go_time(live.updated), "healthy": live.healthy}
+        for family in sorted(live.families)
+    }
+    body = {
+        "lastUpdated": _go_time(now if good else live.updated),
+        "currentTime": _go_time(now),
+        **more,
+        "healthy": live.healthy,
+        "status": status,
+    }
+    return Answer(OK if good else UNAVAILABLE, HEADERS, body)
 
 
 def _go_time(when: datetime) -> str:
-    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC")
+    """RFC 3339, as Go writes a time into JSON."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

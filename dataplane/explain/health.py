@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from dataplane.core.health import (
+    Liveness,
     health_families,
     health_listeners,
     local_endpoints,
@@ -55,7 +56,8 @@ def of_service(staged: Staged, name: str, healthy: bool) -> dict[str, object]:
 def of_node(staged: Staged, healthy: bool) -> dict[str, object]:
     """The statuses of the proxy's own /healthz and /livez."""
     deleting = staged.own is not None and staged.own.deleting
+    live = Liveness(healthy, _ANY_TIME)
     return {
-        "/healthz": node_healthz(healthy, deleting, _ANY_TIME, _ANY_TIME).status,
-        "/livez": node_livez(healthy, _ANY_TIME, _ANY_TIME).status,
+        "/healthz": node_healthz(live, deleting, _ANY_TIME).status,
+        "/livez": node_livez(live, _ANY_TIME).status,
     }

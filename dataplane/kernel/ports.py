@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process listens at a TCP port of this network namespace. Must not open sockets.
+"""Which processes listen at TCP ports of this network namespace. Must not open sockets.
 
 Read from /proc: a process of another PID namespace is not to be seen there, unless this one
 is its parent (a container needs hostPID).
@@ -8,7 +8,7 @@ is its parent (a container needs hostPID).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,24 +18,32 @@ _LISTENING = "0A"
 _LOCAL, _STATE, _INODE = 1, 3, 9
 
 
-def listener(port: int, proc: Path = Path("/proc")) -> str:
-    """Who listens at a TCP port, on any address: "name (pid N)", or that it is not to be seen."""
-    sockets = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
-    for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
-        if sockets and not sockets.isdisjoint(_descriptors(folder / "fd")):
-            with suppress(OSError):
-                return f"{(folder / 'comm').read_text().strip()} (pid {folder.name})"
-    return "a process that is not to be seen from here"
+def listeners(wanted: Collection[int], proc: Path = Path("/proc")) -> dict[int, str]:
+    """Who listens at these TCP ports, on any address: "name (pid N)", or that it is not to be seen.
+
+    One look for all: it reads every descriptor of every process.
+    """
+    found = dict.fromkeys(wanted, "a process that is not to be seen from here")
+    at = {f"socket:[{inode}]": port for inode, port in _inodes(proc) if port in found}
+    for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)) if at else ():
+        held = at.keys() & set(_descriptors(folder / "fd"))
+        with suppress(OSError):
+            who = f"{(folder / 'comm').read_text().strip()} (pid {folder.name})" if held else ""
+            for name in held:  # the first process that has it is its eldest
+                found[at.pop(name)] = who
+        if not at:
+            break
+    return found
 
 
-def _inodes(port: int, proc: Path) -> Iterator[str]:
+def _inodes(proc: Path) -> Iterator[tuple[str, int]]:
+    """Of sockets that listen, with their ports."""
     for table in _TABLES:
         with suppress(OSError):  # no IPv6
             for line in (proc / "thread-self/net" / table).read_text().splitlines()[1:]:
                 fields = line.split()
-                at = int(fields[_LOCAL].rpartition(":")[2], 16)
-                if at == port and fields[_STATE] == _LISTENING:
-                    yield fields[_INODE]
+                if fields[_STATE] == _LISTENING:
+                    yield fields[_INODE], int(fields[_LOCAL].rpartition(":")[2], 16)
 
 
 def _descriptors(folder: Path) -> Iterator[str]:

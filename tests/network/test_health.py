@@ -229,7 +229,7 @@ def test_a_port_that_moves_is_closed_and_another_opened(
 def test_only_addresses_of_node_ports_answer(node: AgentNode, balancer: Balancer) -> None:
     """The router address is the node's, too, but no NodePort is served there."""
     inside = Path("/run/netns") / node.ns
-    assert run_in(inside, lambda: ports.listener(PORT)).startswith("podlane")
+    assert run_in(inside, lambda: ports.listeners([PORT])[PORT]).startswith("podlane")
     listening = node.run(f"ss -Hltn sport = :{PORT}").split()
     assert {word for word in listening if word.endswith(f":{PORT}")} == {
         f"{V4}:{PORT}", f"[{V6}]:{PORT}",
@@ -287,11 +287,14 @@ def test_the_node_answers_on_all_its_addresses(
         return
     status, headers, body = balancer.ask(host, NODE_PORT, "/healthz")
     assert (status, json.loads(body).keys()) == (
-        200, {"lastUpdated", "currentTime", "nodeEligible"},
+        200, {"lastUpdated", "currentTime", "nodeEligible", "healthy", "status"},
     )  # fmt: skip
     assert headers.items() >= HEADERS.items()
     status, _, body = balancer.ask(host, NODE_PORT, "/livez")
-    assert (status, json.loads(body).keys()) == (200, {"lastUpdated", "currentTime"})
+    assert (status, json.loads(body).keys()) == (
+        200, {"lastUpdated", "currentTime", "healthy", "status"},
+    )  # fmt: skip
+    assert json.loads(body)["status"].keys() == {"IPv4", "IPv6"}
     assert balancer.ask(host, NODE_PORT, "/metrics")[0::2] == (404, "404 page not found\n")
 
 
@@ -304,6 +307,9 @@ def test_a_node_that_is_being_deleted_wants_no_traffic(
     assert json.loads(balancer.ask(V4, NODE_PORT, "/healthz")[2])["nodeEligible"] is False
     assert balancer.status(V4, NODE_PORT, "/livez") == 200
     assert balancer.status() == 200  # a Service's health does not look at it
+    cluster.write({"nodes": []})
+    until(lambda: any("is gone" in one for one in node.status()["problems"]), "the Node is gone")
+    assert balancer.status(V4, NODE_PORT, "/healthz") == 503
 
 
 def test_a_dead_agent_answers_nothing_and_the_next_one_all(

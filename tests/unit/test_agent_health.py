@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from dataplane.agent import crowd
 from dataplane.agent.health import HealthServers, Vitals
 from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.kernel import ports
@@ -87,8 +90,12 @@ class TestVitals:
         self, vitals: Vitals
     ) -> None:
         vitals.written(True, ())
-        vitals.own = Node("one", deleting=True)
+        vitals.seen(Node("one", deleting=True))
         assert statuses(vitals) == (200, 503, 200)
+        vitals.seen(None)  # deleted at last
+        assert statuses(vitals) == (200, 503, 200)
+        vitals.seen(Node("one"))
+        assert statuses(vitals) == (200, 200, 200)
 
     def test_the_count_is_that_of_the_moment(self, vitals: Vitals) -> None:
         vitals.written(True, ())
@@ -112,7 +119,7 @@ class TestHealthChecked:
 
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Opens = Callable[[], Awaitable[Connection]]
+Opens = Callable[[str], Awaitable[Connection]]  # from which address
 ASKED = b"GET /livez HTTP/1.1\r\nHost: node\r\n\r\n"
 
 
@@ -130,7 +137,9 @@ class TestConnections:
             await servers.settle()
             try:
                 async with asyncio.timeout(20):
-                    await clients(lambda: asyncio.open_connection(*address))
+                    await clients(
+                        lambda client: asyncio.open_connection(*address, local_addr=(client, 0))
+                    )
             finally:
                 await servers.close()
 
@@ -146,10 +155,26 @@ class TestConnections:
         await reader.readexactly(int(length.split()[1]))
         return head.split()[1]
 
+    def test_a_client_has_a_share_and_keeps_no_other_out(self, vitals: Vitals) -> None:
+        async def clients(opens: Opens) -> None:
+            silent = [await opens("127.0.0.2") for _ in range(2)]
+            for _ in range(40):
+                with suppress(ConnectionResetError):
+                    reader, writer = await opens("127.0.0.2")
+                    silent.append((reader, writer))
+                    assert await reader.read() == b""
+            asking = await opens("127.0.0.1")
+            assert await self.status(asking) == b"200"
+            assert not any(reader.at_eof() for reader, _ in silent[:2])
+            for _, writer in (*silent, asking):
+                writer.close()
+
+        self.serve(vitals, clients, most=8, patience=60)
+
     def test_clients_that_say_nothing_keep_nobody_out(self, vitals: Vitals) -> None:
         async def clients(opens: Opens) -> None:
-            silent = [await opens() for _ in range(40)]
-            asking = await opens()
+            silent = [await opens(f"127.0.1.{number}") for number in range(40)]
+            asking = await opens("127.0.0.1")
             assert await self.status(asking) == b"200"
             for reader, _ in silent[:33]:
                 assert await reader.read() == b""
@@ -159,22 +184,48 @@ class TestConnections:
 
         self.serve(vitals, clients, most=8, patience=60)
 
-    def test_who_asks_stays_and_who_is_silent_longest_goes(self, vitals: Vitals) -> None:
+    def test_the_client_with_most_gives_way_with_whom_was_silent_longest(
+        self, vitals: Vitals
+    ) -> None:
         async def clients(opens: Opens) -> None:
-            asking, silent = await opens(), await opens()
+            eldest = await opens("127.0.0.1")
+            asking, silent = await opens("127.0.0.2"), await opens("127.0.0.2")
             assert await self.status(asking) == b"200"
-            newcomer = await opens()
+            others = [await opens(f"127.0.0.{number}") for number in range(3, 9)]
             assert await silent[0].read() == b""
-            assert await self.status(asking) == b"200"
-            for _, writer in (asking, silent, newcomer):
+            for one in (asking, eldest, *others):
+                assert await self.status(one) == b"200"
+            for _, writer in (eldest, asking, silent, *others):
                 writer.close()
 
-        self.serve(vitals, clients, most=2, patience=60)
+        self.serve(vitals, clients, most=8, patience=60)
+
+    def test_without_descriptors_the_loop_goes_on_and_the_door_opens_again(
+        self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tries = 0
+
+        def accept(_: socket.socket) -> None:
+            nonlocal tries
+            tries += 1
+            raise OSError(errno.EMFILE, "no descriptor is left")
+
+        async def clients(opens: Opens) -> None:
+            with monkeypatch.context() as without:
+                without.setattr(socket.socket, "accept", accept)
+                asking = await opens("127.0.0.1")
+                await asyncio.sleep(0.3)
+                assert 1 <= tries <= 4
+            assert await self.status(asking) == b"200"
+            asking[1].close()
+
+        monkeypatch.setattr(crowd, "_BREATH_SECONDS", 0.1)
+        self.serve(vitals, clients, most=8, patience=60)
 
     @pytest.mark.parametrize("said", [b"", b"GET /livez HT", ASKED], ids=["none", "part", "all"])
     def test_a_client_that_asks_no_more_is_let_go(self, vitals: Vitals, said: bytes) -> None:
         async def clients(opens: Opens) -> None:
-            reader, writer = await opens()
+            reader, writer = await opens("127.0.0.1")
             writer.write(said)
             answer = await reader.read()  # up to the end of the connection
             assert answer.startswith(b"HTTP/1.1 200" if said == ASKED else b"")
@@ -202,9 +253,11 @@ class TestPorts:
     def test_the_process_that_listens_is_named(self, host: str) -> None:
         inet6 = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, 0), family=inet6) as held:
-            assert f"(pid {os.getpid()})" in ports.listener(held.getsockname()[1])
+            port = held.getsockname()[1]
+            assert f"(pid {os.getpid()})" in ports.listeners([port])[port]
 
     def test_a_port_that_nobody_listens_at(self) -> None:
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
-            assert ports.listener(held.getsockname()[1]).endswith("not to be seen from here")
+            port = held.getsockname()[1]
+            assert ports.listeners([port])[port].endswith("not to be seen from here")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -11,6 +12,7 @@ import pytest
 
 from dataplane.core.frontends import Settings
 from dataplane.core.health import (
+    Liveness,
     health_families,
     health_listeners,
     local_endpoints,
@@ -109,15 +111,21 @@ def test_a_node_that_is_being_deleted_lives_but_wants_no_traffic(
 ) -> None:
     updated = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
     now = datetime(2026, 11, 24, 10, 1, 2, 345678, tzinfo=UTC)
-    answer = node_healthz(healthy, deleting, updated, now)
+    before, at = "2026-11-24T10:00:00.000000Z", "2026-11-24T10:01:02.345678Z"
+    live = Liveness(healthy, updated, (Family.V6, Family.V4))
+    answer = node_healthz(live, deleting, now)
     assert answer.status == healthz
-    assert answer.body["currentTime"] == "2026-11-24 10:01:02.345678 +0000 UTC"
-    last = now if healthz == 200 else updated
-    assert answer.body["lastUpdated"] == last.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC")
-    assert answer.body["nodeEligible"] is not deleting
-    lives = node_livez(healthy, updated, now)
+    word, eligible = json.dumps(healthy), json.dumps(not deleting)
+    of_family = f'{{"lastUpdated":"{before}","healthy":{word}}}'
+    families = f'"healthy":{word},"status":{{"IPv4":{of_family},"IPv6":{of_family}}}}}'
+    last = at if healthz == 200 else before
+    assert answer.text == (
+        f'{{"lastUpdated":"{last}","currentTime":"{at}","nodeEligible":{eligible},{families}'
+    )
+    lives = node_livez(live, now)
     assert lives.status == livez
-    assert list(lives.body) == ["lastUpdated", "currentTime"]
+    last = at if livez == 200 else before
+    assert lives.text == f'{{"lastUpdated":"{last}","currentTime":"{at}",{families}'
 
 
 @pytest.mark.parametrize(
