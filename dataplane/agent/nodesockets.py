@@ -118,17 +118,17 @@ class NodeSockets:
 
     async def _close_gone(self) -> None:
         closed = 0
-        for pause in LOOKS:
+        for number, pause in enumerate(LOOKS):
             await asyncio.sleep(pause)
             left = [one async for one in self._gone()]
-            if not left:
+            if not left and number:
                 break
             if not self.problems:
                 closed += self._close(left)
         else:
             # No socket has them: a connection that failed, or is older than the agent's look.
             for one in left:
-                bpf.map_delete(self._maps[one.family], one.key)
+                self._forget(one)
         if closed:
             log("sockets_closed", sockets=closed, why="their backend is gone")
 
@@ -144,10 +144,17 @@ class NodeSockets:
             flow = next(iter(of_peer.values())).flow
             for found in self._diag.connected_to(flow.backend, flow.backend_port, flow.protocol):
                 record = of_peer.get(found.cookie)
-                if record is not None:
-                    bpf.map_delete(self._maps[record.family], record.key)
+                if record is not None and self._forget(record):
                     closed += self._diag.destroy(found)
         return closed
+
+    def _forget(self, one: _Left) -> bool:
+        """Delete a record; False if its socket has ended, or connected anew since it was read."""
+        fd, read = self._maps[one.family], codec(SOCKETS[one.family])
+        now = bpf.map_lookup(fd, one.key, read.value_size)
+        if now is None or read.parse_value(now) != one.flow:
+            return False
+        return bpf.map_delete(fd, one.key)
 
     async def _gone(self) -> AsyncIterator[_Left]:
         """Records whose backend may not be sent any more what the socket sends."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often gone backends' sockets are looked for, and which records go. Real ones: test_sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from dataplane.abi.codec import codec
+from dataplane.agent import nodesockets
+from dataplane.agent.nodesockets import SOCKETS, NodeSockets, _Left
+from dataplane.model.flow import SocketFlow
+from dataplane.model.net import Family, Protocol
+
+FLOW = SocketFlow(
+    generation=7, started=1, frontend=ip_address("10.96.0.1"), backend=ip_address("10.244.1.11"),
+    frontend_port=80, backend_port=8080, backend_id=3, service_id=2, version=1, protocol=Protocol.UDP,
+)  # fmt: skip
+LEFT = _Left(Family.V4, (42).to_bytes(8, "little"), FLOW)
+
+
+class Looked(NodeSockets):
+    """Finds what the test says, look by look, and nothing afterwards; closes nothing."""
+
+    def __init__(self, *finds: list[_Left]) -> None:
+        self._maps = {Family.V4: 0}
+        self.finds, self.looks = list(finds), 0
+        self.asked_for: list[_Left] = []
+        self.problems = ()
+
+    async def _gone(self) -> AsyncIterator[_Left]:
+        self.looks += 1
+        for one in self.finds.pop(0) if self.finds else ():
+            yield one
+
+    def _close(self, left: list[_Left]) -> int:
+        self.asked_for += left
+        return len(left)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodesockets, "LOOKS", (0.0,) * 4)
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
+    """The map of connected sockets, with one record."""
+    held = {LEFT.key: codec(SOCKETS[Family.V4]).value(FLOW)}
+    monkeypatch.setattr(nodesockets.bpf, "map_lookup", lambda _fd, key, _size: held.get(key))
+    monkeypatch.setattr(
+        nodesockets.bpf, "map_delete", lambda _fd, key: held.pop(key, None) is not None
+    )
+    return held
+
+
+@pytest.mark.parametrize(
+    ("finds", "looks"),
+    [([], 2), ([[], [LEFT]], 3), ([[LEFT], [LEFT]], 3)],
+    ids=["none", "one that was made meanwhile", "one that goes on"],
+)
+def test_a_socket_that_chose_before_the_change_is_found_by_a_later_look(
+    finds: list[list[_Left]], looks: int
+) -> None:
+    sockets = Looked(*finds)
+    asyncio.run(sockets._close_gone())
+    assert sockets.looks == looks
+    assert len(sockets.asked_for) == sum(map(len, finds))
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["the same", "connected anew"])
+def test_a_record_without_a_socket_is_forgotten_unless_it_is_another_by_then(
+    records: dict[bytes, bytes], anew: bool
+) -> None:
+    if anew:
+        records[LEFT.key] = codec(SOCKETS[Family.V4]).value(replace(FLOW, generation=8))
+    asyncio.run(Looked(*[[LEFT]] * 4)._close_gone())
+    assert (LEFT.key in records) == anew
