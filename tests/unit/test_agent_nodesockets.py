@@ -13,6 +13,7 @@ import pytest
 from dataplane.abi.codec import codec
 from dataplane.agent import nodesockets
 from dataplane.agent.nodesockets import SOCKETS, NodeSockets, _Left
+from dataplane.kernel import bpf
 from dataplane.model.flow import SocketFlow
 from dataplane.model.net import Family, Protocol
 
@@ -51,10 +52,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def records(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
     """The map of connected sockets, with one record."""
     held = {LEFT.key: codec(SOCKETS[Family.V4]).value(FLOW)}
-    monkeypatch.setattr(nodesockets.bpf, "map_lookup", lambda _fd, key, _size: held.get(key))
-    monkeypatch.setattr(
-        nodesockets.bpf, "map_delete", lambda _fd, key: held.pop(key, None) is not None
-    )
+    monkeypatch.setattr(bpf, "map_lookup", lambda _fd, key, _size: held.get(key))
+    monkeypatch.setattr(bpf, "map_delete", lambda _fd, key: held.pop(key, None) is not None)
     return held
 
 
