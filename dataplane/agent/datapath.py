@@ -133,24 +133,11 @@ class NodeDatapath:
         self._datapath.settle()
         self._undo.pop_all()
 
-    def care(self) -> tuple[Problem, ...]:
-        """Look after what nobody tells about; called now and then. What can't be put right."""
+    def care(self) -> None:
+        """Look after what nobody tells about; called now and then."""
         self.pods.care()
         for words in self.sockets.care():
             log("program_attached", place=words)
-        if self._node_problems:  # an uplink is lost: `look_again` follows
-            return ()
-        try:
-            with ExitStack() as kept:
-                for words in node.attach(self._links, self._store, self._hooks, self._facts, kept):
-                    log("program_attached", place=words)
-                kept.pop_all()
-        except BadEnvironment as refused:
-            self.vitals.attached = False
-            why = f"{refused.why}; {refused.next_step}" if refused.next_step else refused.why
-            return (Problem(refused.what, "uplinks", why),)
-        self.vitals.attached = True
-        return ()
 
     # -- objects -----------------------------------------------------------------
 
