@@ -263,6 +263,51 @@ static __always_inline int socket_remember(struct socket_key *key, struct socket
 	return datagrams.update(key, flow) ? -DROP_FLOW_TABLE : 0;
 }
 
+/* A socket that was closed from outside, or disconnected (AF_UNSPEC), keeps its record, but not this. */
+static __always_inline bool socket_is_connected(const struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk->state == BPF_TCP_ESTABLISHED;
+}
+
+/*
+ * A datagram that names the frontend its socket is connected to goes to the
+ * same backend: from no other would the kernel let the socket hear an answer.
+ */
+static __always_inline bool socket_send_connected(struct bpf_sock_addr *ctx, __u64 cookie,
+						  const struct frontend_key *to,
+						  const struct frontend *fe,
+						  struct socket_flow *copy)
+{
+	struct socket_flow *f;
+
+	if (!socket_is_connected(ctx))
+		return false;
+	f = sockets.lookup(&cookie);
+	if (!f || !addr_equal(&f->frontend, &to->address) || f->frontend_port != to->port)
+		return false;
+	*copy = *f;
+	if (sockets.lookup(&cookie) != f || !socket_holds(copy, fe))
+		return false;
+	socket_write(ctx, false, &copy->backend, copy->backend_port);
+	socket_count(copy, false);
+	return true;
+}
+
+/* Who is sent to by a backend's own address shows it: its answers are no frontend's any more. */
+static __always_inline void socket_send_directly(__u64 cookie, const struct frontend_key *to)
+{
+	struct socket_key key = {};
+
+	key.cookie = cookie;
+	key.address = to->address;
+	key.port = to->port;
+	key.side = SOCKET_FROM_BACKEND;
+	if (datagrams.lookup(&key))
+		datagrams.delete(&key);
+}
+
 static __always_inline int socket_send(struct bpf_sock_addr *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
@@ -279,8 +324,14 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx)
 		return SOCKET_GO_ON;
 	socket_read(ctx, false, &to);
 	fe = socket_frontend(&to, &err);
-	if (!fe)
-		return err ? socket_refuse(err) : SOCKET_GO_ON;
+	if (!fe && err)
+		return socket_refuse(err);
+	if (!fe) {
+		socket_send_directly(cookie, &to);
+		return SOCKET_GO_ON;
+	}
+	if (socket_send_connected(ctx, cookie, &to, fe, &room.flow))
+		return SOCKET_GO_ON;
 	key.cookie = cookie;
 	key.address = to.address;
 	key.port = to.port;
@@ -352,8 +403,9 @@ static __always_inline int socket_name(struct bpf_sock_addr *ctx, bool mapped, b
 	if (!socket_node(ctx))
 		return SOCKET_GO_ON;
 	socket_read(ctx, mapped, &from);
-	if (socket_connected(cookie, &from, &name) ||
-	    (datagram && socket_asked(cookie, &from, &name)))
+	if ((!datagram || socket_is_connected(ctx)) && socket_connected(cookie, &from, &name))
+		socket_write(ctx, mapped, &name.address, name.port);
+	else if (datagram && socket_asked(cookie, &from, &name))
 		socket_write(ctx, mapped, &name.address, name.port);
 	return SOCKET_GO_ON;
 }

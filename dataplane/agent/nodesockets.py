@@ -27,7 +27,7 @@ from dataplane.kernel.sockdiag import SockDiag
 from dataplane.model.constants import BackendFlag
 from dataplane.model.errors import PodlaneError
 from dataplane.model.flow import SocketFlow
-from dataplane.model.net import Family, Protocol
+from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.objects import Problem
 from dataplane.model.rows import BackendRow, Table
 
@@ -124,7 +124,7 @@ class NodeSockets:
             if not left and number:
                 break
             if not self.problems:
-                closed += self._close(left)
+                closed += await self._close(left)
         else:
             # No socket has them: a connection that failed, or is older than the agent's look.
             for one in left:
@@ -132,29 +132,36 @@ class NodeSockets:
         if closed:
             log("sockets_closed", sockets=closed, why="their backend is gone")
 
-    def _close(self, left: list[_Left]) -> int:
-        """Close what is found; how many. Their records go first: an owner may connect anew at once."""
-        wanted: dict[tuple[object, int, int], dict[int, _Left]] = {}
+    async def _close(self, left: list[_Left]) -> int:
+        """Close what is found; how many.
+
+        Their records stay until then: without it a socket would for a moment be called what
+        its backend is. Of a socket that is not connected a record says nothing any more.
+        """
+        wanted: dict[tuple[IPAddress, int, int], dict[int, _Left]] = {}
         for one in left:
             peer = one.flow.backend, one.flow.backend_port, one.flow.protocol
             (cookie,) = struct.unpack("=Q", one.key)
             wanted.setdefault(peer, {})[cookie] = one
         closed = 0
-        for of_peer in wanted.values():
-            flow = next(iter(of_peer.values())).flow
-            for found in self._diag.connected_to(flow.backend, flow.backend_port, flow.protocol):
+        for peer, of_peer in wanted.items():
+            for found in self._diag.connected_to(*peer):
                 record = of_peer.get(found.cookie)
-                if record is not None and self._forget(record):
+                # Its owner may have connected it anew: to the same pod, by another Service.
+                if record is not None and self._stands(record):
                     closed += self._diag.destroy(found)
+            await asyncio.sleep(0)
         return closed
 
-    def _forget(self, one: _Left) -> bool:
-        """Delete a record; False if its socket has ended, or connected anew since it was read."""
+    def _stands(self, one: _Left) -> bool:
+        """False if its socket has ended, or connected anew since it was read."""
         fd, read = self._maps[one.family], codec(SOCKETS[one.family])
         now = bpf.map_lookup(fd, one.key, read.value_size)
-        if now is None or read.parse_value(now) != one.flow:
-            return False
-        return bpf.map_delete(fd, one.key)
+        return now is not None and read.parse_value(now) == one.flow
+
+    def _forget(self, one: _Left) -> None:
+        if self._stands(one):
+            bpf.map_delete(self._maps[one.family], one.key)
 
     async def _gone(self) -> AsyncIterator[_Left]:
         """Records whose backend may not be sent any more what the socket sends."""

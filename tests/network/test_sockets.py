@@ -11,6 +11,7 @@ them; all cgroups of this machine pass the programs of both nodes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import select
@@ -291,6 +292,48 @@ def test_a_socket_that_connects_again_is_called_what_it_asked_for_last(
         client.connect((CLUSTER_IP[family], PORT))
         assert client.getpeername()[:2] == (CLUSTER_IP[family], PORT)
         assert _exchange(client, DGRAM) == b"hello"
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_connected_socket_that_names_its_frontend_is_answered_after_a_change(
+    cluster: Cluster, node: AgentNode, family: Family
+) -> None:
+    """It hears its own backend only, though it would be another one's by now."""
+    target = CLUSTER_IP[family], PORT
+    cluster.write({"web": objects((1, 11))})
+    life.wait(lambda: _backends(node, family) == 1)
+    with ExitStack() as closing:
+        clients = [
+            closing.enter_context(life.connect(node.ns, family, *target, DGRAM)) for _ in range(12)
+        ]
+        cluster.write({"web": objects((1, 11), (2, 11))})
+        life.wait(partial(_serves_both, node, family))
+        for client in clients:
+            client.settimeout(2)
+            client.sendto(b"question", target)
+            assert client.recvfrom(99)[1][:2] == target
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+def test_a_backend_that_is_asked_by_its_own_address_shows_it(
+    node: AgentNode, family: Family, connected: bool
+) -> None:
+    """Also by a socket that asked it as a Service before, connected or not."""
+    service = CLUSTER_IP[family], PORT
+    pods = [pod_address(family, *pod) for pod in ((1, 11), (2, 11))]
+    with life.make(node.ns, family, DGRAM) as client:
+        client.settimeout(2)
+        asked: list[tuple[str, int]] = [service, *((pod, TARGET) for pod in pods), service]
+        if connected:
+            client.connect(service)
+            assert _exchange(client, DGRAM) == b"hello"
+            # Linux lets an IPv6 socket that was connected hear nobody but that peer.
+            asked = [(_backend(node, family, client), TARGET)]
+            assert ctypes.CDLL(None).connect(client.fileno(), bytes(16), 16) == 0  # AF_UNSPEC
+        for target in asked:
+            client.sendto(b"question", target)
+            assert client.recvfrom(99)[1][:2] == target
 
 
 @every

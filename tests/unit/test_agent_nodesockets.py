@@ -13,7 +13,7 @@ import pytest
 from dataplane.abi.codec import codec
 from dataplane.agent import nodesockets
 from dataplane.agent.nodesockets import SOCKETS, NodeSockets, _Left
-from dataplane.kernel import bpf
+from dataplane.kernel import bpf, sockdiag
 from dataplane.model.flow import SocketFlow
 from dataplane.model.net import Family, Protocol
 
@@ -38,7 +38,7 @@ class Looked(NodeSockets):
         for one in self.finds.pop(0) if self.finds else ():
             yield one
 
-    def _close(self, left: list[_Left]) -> int:
+    async def _close(self, left: list[_Left]) -> int:
         self.asked_for += left
         return len(left)
 
@@ -79,3 +79,31 @@ def test_a_record_without_a_socket_is_forgotten_unless_it_is_another_by_then(
         records[LEFT.key] = codec(SOCKETS[Family.V4]).value(replace(FLOW, generation=8))
     asyncio.run(Looked(*[[LEFT]] * 4)._close_gone())
     assert (LEFT.key in records) == anew
+
+
+class Found:
+    """sock_diag that finds the one socket, and notes what its record was when it was closed."""
+
+    def __init__(self, records: dict[bytes, bytes]) -> None:
+        self.records = records
+        self.at_end: list[bytes | None] = []
+
+    def connected_to(self, *_peer: object) -> list[sockdiag.Found]:
+        return [sockdiag.Found(2, Protocol.UDP, bytes(40) + LEFT.key)]
+
+    def destroy(self, _found: sockdiag.Found) -> bool:
+        self.at_end.append(self.records.get(LEFT.key))
+        return True
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["the same", "connected anew"])
+def test_a_socket_is_called_by_its_frontend_until_it_is_closed(
+    records: dict[bytes, bytes], anew: bool
+) -> None:
+    """One that is connected to the same pod anew, by another Service, is nobody's to close."""
+    if anew:
+        records[LEFT.key] = codec(SOCKETS[Family.V4]).value(replace(FLOW, generation=8))
+    sockets, diag = Looked(), Found(records)
+    sockets._diag = diag  # type: ignore[assignment]
+    assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (not anew)
+    assert diag.at_end == ([] if anew else [records[LEFT.key]])
