@@ -453,6 +453,10 @@ static void run_connections(const struct options *o)
 		}
 		at = now_ns();
 	}
+	if (!done) {
+		errno = ENODATA;
+		fail("no connection ended within the time");
+	}
 	printf("{\"per_second\":%.1f}\n", done * 1e9 / (at - start));
 }
 
