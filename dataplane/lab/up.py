@@ -214,5 +214,5 @@ def route(lab: Lab) -> None:
         inside.ip_batch(underlay, lines, family)
     inside.ip_batch(outside, topology.external_host_commands(addresses))
     inside.ip_batch(underlay, topology.external_route_commands(addresses))
-    wire.kill(state.processes(outside))
+    wire.kill(wire.stand_ins(lab.files).get(OUTSIDE, ()))  # who runs a command there goes on
     wire.serve(outside, OUTSIDE, [port for ports in hosts.values() for port in ports])

@@ -8,6 +8,7 @@ outside ── underlay ──┬── node-1 ── web-0, other
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def test_a_stand_in_answers_http_a_bare_line_and_silence(running: TestLab) -> No
         assert out.startswith(before)
         answer = json.loads(out[out.index("{") :])
         assert (answer["pod"], answer["port"], answer["protocol"]) == ("default/other", 8080, "TCP")
+
+
+@pytest.mark.parametrize("where", ["outside", "nodes/node-1"])
+def test_a_users_command_goes_on_while_the_lab_changes(running: TestLab, where: str) -> None:
+    place = running.folder / "netns" / where
+    with subprocess.Popen(["nsenter", f"--net={place}", "cat"], stdin=subprocess.PIPE) as mine:
+        done = podlane("lab", "apply", "--name", running.name, "-f", "-", text=WEB)
+        assert done.returncode == 0, done.stderr
+        assert mine.poll() is None
+        mine.communicate()
+    assert mine.returncode == 0
 
 
 def test_backends_change_under_load_without_a_failed_request(running: TestLab) -> None:
