@@ -117,7 +117,7 @@ class Asker:
         trials = self._calls if scene.is_node(question.source) else self._packets
         if trials is None:
             raise Contradiction(str(question), "explain has no process to make the node's calls")
-        first = trials.run(question, 0)
+        first = self._as_sent(trials, question, trials.run(question, 0))
         finding = Finding(
             question,
             trials.program(question),
@@ -135,6 +135,13 @@ class Asker:
         members = self._members(trials, question, number, row, chosen)
         _check_others(trials, question, members)
         return replace(finding, chosen=chosen, members=members)
+
+    def _as_sent(self, trials: Trials, question: Question, trial: Trial) -> Trial:
+        """The trial with the bytes that the node itself would send, where the copy hides nobody."""
+        if not trial.packet or trial.seen.target not in self.scene.unmasked:
+            return trial
+        with self._scratch.changed(self.scene.masked(trial.seen.target)):
+            return replace(trial, packet=trials.run(question, 0).packet)
 
     def _service(self, finding: Finding) -> int:
         """The Service port's id, 0 for none; the programs' word goes before the table's."""
@@ -193,7 +200,7 @@ class Asker:
         word = int(BackendSet(member.place, 1, whole.epoch))
         narrow = replace(row, cluster=word, local=word)
         with self._scratch.changed([(SERVICES, number, narrow)]):
-            trial = trials.run(question, 0)
+            trial = self._as_sent(trials, question, trials.run(question, 0))
         got = trial.said.backend_id
         if trial.verdict == FORWARD and got != member.id:
             raise Contradiction(str(question), f"a set of backend {member.id} alone led to {got}")

@@ -43,7 +43,7 @@ UPLINK_MAC = bytes.fromhex("020000000002")
 OUTSIDE_MAC = bytes.fromhex("020000000003")
 
 # Next hops to what is somewhere, of ranges that documentation may use (RFC 5737, RFC 3849).
-_MADE_UP: dict[Family, IPAddress] = {
+MADE_UP: dict[Family, IPAddress] = {
     Family.V4: ip_address("192.0.2.255"),
     Family.V6: ip_address("2001:db8::ffff"),
 }
@@ -145,7 +145,7 @@ class Scene:
         """A route to a pod that is elsewhere: to its node, or to a next hop that is made up."""
         ours = {one.version for one in self.addresses}
         hops = [one for one in (node.addresses if node else ()) if one.version in ours]
-        made_up = _MADE_UP[family_of(address)]
+        made_up = MADE_UP[family_of(address)]
         if self.vxlan:
             return RouteRow(RouteKind.TUNNEL, flags, 0, hops[0] if hops else made_up)
         hop = next((one for one in hops if one.version == address.version), made_up)
@@ -183,6 +183,14 @@ class Scene:
             return Needs(tuple(changes), elsewhere=to)
         elsewhere = to if kind in (RouteKind.TUNNEL, RouteKind.NATIVE) else None
         return Needs(tuple(changes), elsewhere=elsewhere)
+
+    def masked(self, address: IPAddress) -> list[Change]:
+        """The way to an unmasked address as the node has it, which hides its pods."""
+        found = self.route(address)
+        if found is None:
+            return []
+        row = replace(found[1], flags=found[1].flags | RouteFlag.MASQUERADE)
+        return [(ROUTES[family_of(address)], host_key(address), row)]
 
     def add_pod(self, address: IPAddress) -> None:
         """An endpoint of this node, on a device of its own."""

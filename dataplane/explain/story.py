@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataplane.abi.layout import abi
 from dataplane.explain.ask import Finding, Member
 from dataplane.explain.questions import place
-from dataplane.explain.scene import Scene
+from dataplane.explain.scene import MADE_UP, Scene
 from dataplane.explain.trials import DROP, FORWARD, PASS, REJECT, Trial
 from dataplane.model.constants import BackendFlag, FrontendKind, ServiceFlag
 from dataplane.model.net import Family, IPAddress, Protocol
@@ -230,6 +230,8 @@ def _way(trial: Trial, scene: Scene, to: IPAddress) -> Iterator[str]:
     if said.hop is not None:
         node = scene.nodes.get(said.hop)
         hop = f" by {said.hop}" + (f" (node {node})" if node else "")
+        if said.hop in MADE_UP.values():
+            hop = ", and nobody told of which: the copy's next hop is made up"
     yield f"verdict: {action}{hop}"
 
 

@@ -153,3 +153,21 @@ def test_a_batch_makes_copies_of_few_nodes_and_says_where_it_stops(
     assert copies(staged.scene, 1) > copies(staged.scene, 30) > 0
     hops = Hops(bundle, staged.elsewhere, 0)
     assert "not followed" in str(hops._copy("there"))
+
+
+@pytest.mark.parametrize("to", ["web:80", "there:31000"])
+def test_a_pod_that_is_hidden_on_the_way_to_a_node_comes_there_hidden(
+    explain: Explain, family: Family, to: str
+) -> None:
+    """Also where that node is somebody's backend, to which the copy itself hides nobody."""
+    found = explain((*NODES, service(), piece("there")), "a1", to)
+    assert not found.answer.masquerade
+    first = after(found, "there")[0]
+    assert first.startswith(f"from_uplink_{family:d}: ")
+    sender = first.split()[1].rpartition(":")[0].strip("[]")
+    assert sender == address("here", family)
+
+
+def test_a_next_hop_that_is_made_up_is_said_to_be(explain: Explain, family: Family) -> None:
+    found = explain((*NODES, service(), piece({"addresses": ["@b1"]})), "a1", "web:80")
+    assert "made up" in found.answer.steps[-1]
