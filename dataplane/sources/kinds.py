@@ -353,12 +353,17 @@ def _slice_endpoint(entry: Fields, family: Family) -> SliceEndpoint:
         zone=entry.text("zone"),
         zone_hints=_names(hints, "forZones"),
         node_hints=_names(hints, "forNodes"),
-        target=(
-            f"{target.text('namespace')}/{target.text('name')}"
-            if target.text("kind") == "Pod"
-            else ""
-        ),
+        target=_pod_name(target) if target.text("kind") == "Pod" else "",
     )
+
+
+def _pod_name(target: Fields) -> str:
+    """Whom targetRef names; empty for what no pod is called, which the API server lets through.
+
+    It is for people to read and decides nothing, so the endpoint is served all the same.
+    """
+    namespace, name = target.text("namespace"), target.text("name")
+    return f"{namespace}/{name}" if is_label(namespace) and is_subdomain(name) else ""
 
 
 def _names(hints: Fields, name: str) -> tuple[str, ...]:

@@ -526,6 +526,15 @@ def test_endpoint_fields_are_kept() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "names",
+    [r'namespace: default, name: "web\e[31m"', r'namespace: "a\nb", name: web-0', "name: web-0"],
+)
+def test_a_target_that_no_pod_is_called_is_left_out(names: str) -> None:
+    (found,) = endpoints(f"- {{addresses: [10.1.0.1], targetRef: {{kind: Pod, {names}}}}}")
+    assert found == SliceEndpoint(ip_address("10.1.0.1"))
+
+
 def test_slice_ports_have_defaults_and_no_null() -> None:
     manifests = load(SLICE.format(endpoints="- {addresses: [10.1.0.1]}", family="IPv4", labels=""))
     ports = [(p.name, p.protocol, p.port) for p in manifests.slices[0].ports]
