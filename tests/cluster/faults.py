@@ -72,7 +72,9 @@ def _a_server_that_can_not_be_reached(served: Api, net: Net, agent: Agent) -> No
     time.sleep(max(0.0, began + GONE_SECONDS - time.monotonic()))
     assert agent.is_ready()
     run(f"{control} route del blackhole {OURS}/32")
-    _caught_up(agent, written, "out of reach")
+    # The watch goes on where it was and tells all of them. What is undone is gathered, but where
+    # the server pauses: there a batch ends, with one of the forty as it was in between.
+    _caught_up(agent, written, "out of reach", most=80)
 
 
 def _a_server_that_is_killed(served: Api, agent: Agent) -> None:
@@ -89,18 +91,18 @@ def _a_server_that_is_killed(served: Api, agent: Agent) -> None:
     served.control.start_api_server()
     with contextlib.closing(Connection(served.places)) as writer:
         _change(writer, SERVICES[1], PORT + 1)
-    _caught_up(agent, written, "killed")
+    _caught_up(agent, written, "killed", most=8)
 
 
 def _change(writer: Connection, number: int, port: int) -> None:
     writer.send("PUT", f"{SLICES}/service-{number}", slice_of(number, port, 2))
 
 
-def _caught_up(agent: Agent, before: list[int], how: str) -> None:
-    """What one changed slice of two endpoints takes is written, and no more."""
+def _caught_up(agent: Agent, before: list[int], how: str, most: int) -> None:
+    """Little more is written than one changed slice of two endpoints takes: seven entries."""
     wait_for(lambda: not _problems(agent) and _written(agent) != before, 60, f"{how}: back again")
     entries = _written(agent)[len(before) :]
-    assert sum(entries) <= 8, f"{how}: {entries} entries were written for one changed slice"
+    assert sum(entries) <= most, f"{how}: {entries} entries were written for one changed slice"
     print(f"faults: {how} for {GONE_SECONDS:.0f} s, then {entries} entries written", flush=True)
 
 
