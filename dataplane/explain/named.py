@@ -58,9 +58,10 @@ def _targets(scene: Scene, to: str, protocol: str) -> list[str]:
     host, colon, port = to.rpartition(":")
     if not colon or _is_like_address(host.strip("[]")):
         return [to]
-    name, dot, rest = host.partition(".")
-    namespace = rest.split(".")[0]
-    if not (dot and namespace):
+    name, _, rest = host.partition(".")
+    namespace, _, domain = rest.partition(".")
+    # The cluster's domain, which nobody told of, may follow `svc` (Kubernetes DNS specification).
+    if not (name and namespace and port) or domain.split(".")[0] not in ("", "svc"):
         form = "give an address, IPv6 as [ADDRESS]:PORT, or a Service with its namespace"
         raise BadInput("--to", f"{to!r} is neither IP:PORT nor SERVICE.NAMESPACE:PORT", form)
     mine = [one for one in _services(scene) if (one[0].namespace, one[0].name) == (namespace, name)]
@@ -97,8 +98,8 @@ def _services(scene: Scene) -> Iterator[tuple[ServiceName, IPAddress, int]]:
 
 
 def _is_like_address(text: str) -> bool:
-    """Whether an address was meant: no name of Kubernetes has a colon, or ends in a number."""
-    return ":" in text or text.rpartition(".")[2].isdecimal()
+    """Whether an address was meant: no Service's name has a colon, or is a number alone."""
+    return ":" in text or all(part.isdecimal() for part in text.split("."))
 
 
 def _some(names: list[str]) -> str:

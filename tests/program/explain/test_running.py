@@ -69,6 +69,8 @@ def test_a_running_node_is_asked_by_names_and_left_as_it_is(
             asked = named_question(scene, "shop/web-1", "web.shop:http", "tcp")
             (found,) = explain(bundle, scene, None, [asked])
             assert content() == before
+            long = named_question(scene, "shop/web-1", "web.shop.svc.cluster.local:80", "tcp")
+            assert long == asked
             asked_world = named_question(scene, "shop/web-1", "other.shop:80", "tcp")
             (beyond,) = explain(bundle, scene, None, [asked_world])
         # what hides a pod from the world is no rule of a Service
@@ -83,6 +85,10 @@ def test_a_running_node_is_asked_by_names_and_left_as_it_is(
             ("shop/web-1", "web.shop:81", "has no port 81"),
             ("shop/web-1", "cart.shop:80", "serves no Service shop/cart"),
             ("shop/web-1", "web:80", "neither IP:PORT nor SERVICE.NAMESPACE:PORT"),
+            ("shop/web-1", "web.shop:", "neither IP:PORT nor SERVICE.NAMESPACE:PORT"),
+            ("shop/web-1", "web.shop.example.org:80", "neither IP:PORT nor SERVICE.NAMESPACE:PORT"),
+            ("shop/web-1", "web.2024:80", "serves no Service 2024/web"),
+            ("shop/web-1", "10.96.0:80", "is no IP address"),
         ):
             with pytest.raises(BadInput, match=words):
                 named_question(scene, source, to, "tcp")
