@@ -69,12 +69,10 @@ def goals(found: Sequence[Row]) -> str:
     marks = []
     for row in found:
         if row.goal and row.goal.of == "ours":
-            bound = row.goal.at_least or row.goal.at_most or 1.0
-            least, most = (
-                None if b is None else 1.0 for b in (row.goal.at_least, row.goal.at_most)
-            )
-            of_bound = Spread(*(v / bound for v in (row.ours.median, row.ours.min, row.ours.max)))
-            marks.append(Mark(row.name, of_bound, Goal("ours", least, most)))
+            bound, ours = row.goal.bound, row.ours
+            of_bound = Spread(ours.median / bound, ours.min / bound, ours.max / bound)
+            one = Goal("ours", 1.0) if row.goal.at_least else Goal("ours", at_most=1.0)
+            marks.append(Mark(row.name, of_bound, one))
     return _plot("ours by its goal", marks)
 
 
@@ -138,6 +136,6 @@ def _plot(title: str, marks: Sequence[Mark]) -> str:
             f'<circle cx="{middle:.1f}" cy="{y}" r="4" fill="{fill}" stroke="{colour}"/>',
         ]
         if mark.goal:
-            at = x(mark.goal.at_least or mark.goal.at_most or 1.0)
+            at = x(mark.goal.bound)
             parts.append(f'<path d="M{at:.1f} {y - 7}v14" stroke="#333" stroke-width="2"/>')
     return "\n".join([*parts, "</svg>", ""])

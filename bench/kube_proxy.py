@@ -40,7 +40,6 @@ PEER_ADDRESS = {"nftables": "172.29.0.13", "iptables": "172.29.0.14"}
 ROUNDS = 9
 MTU = 1450
 FIRST = CHANGING + 1
-SERVICE_ADDRESSES = IPv4Network("10.96.0.0/16")
 SERVER, CLIENT = FIRST_POD, FIRST_POD + 1
 _REST_SECONDS = 5.0  # in which proxies end what they do after the last change
 
@@ -66,7 +65,8 @@ def kube_proxy(many: int = MANY) -> list[Result]:
         served.create(services(range(FIRST, FIRST + 1), SERVER))
         agent = stack.enter_context(agent_of(served, net))
         pods = agent.add_pods(net, served, 10)
-        bare, bare_server = stack.enter_context(routed(MTU, SERVICE_ADDRESSES))
+        addresses = IPv4Network(served.places.service_cidrs[0])
+        bare, bare_server = stack.enter_context(routed(MTU, addresses))
         sides = {"ours": _Side(pods[1]), "bare": _Side(bare.place)}
         servers, pids = [pods[0], bare_server], [agent.pid]
         for number, mode in enumerate(MODES):

@@ -38,14 +38,21 @@ class Goal:
     at_least: float | None = None
     at_most: float | None = None
 
+    @property
+    def bound(self) -> float:
+        """The one that is set."""
+        bound = self.at_most if self.at_least is None else self.at_least
+        assert bound is not None
+        return bound
+
     def met_by(self, figure: float) -> bool:
         return (self.at_least is None or figure >= self.at_least) and (
             self.at_most is None or figure <= self.at_most
         )
 
     def __str__(self) -> str:
-        sign, bound = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
-        return f"{self.of} {sign} {bound:g}"
+        sign = "≤" if self.at_least is None else "≥"
+        return f"{self.of} {sign} {self.bound:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ def agent_of(
     with bpffs(folder / "bpf") as pins:
         config = {
             "nodeName": NODE, "kubeconfig": str(served.kubeconfig(user)),
-            "clusterCIDRs": [POD_CIDR], "serviceCIDRs": ["10.96.0.0/16"],
+            "clusterCIDRs": [POD_CIDR], "serviceCIDRs": [served.places.service_cidrs[0]],
             "runDir": str(folder / "run"), "stateDir": str(folder / "state"),
             "cniBinDir": str(folder / "cni/bin"), "cniConfDir": str(folder / "cni/conf"),
             "bpffsDir": str(pins),

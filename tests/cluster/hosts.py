@@ -201,11 +201,12 @@ class Hosts:
 
     def _container_groups(self) -> set[Path]:
         """The cgroups that runc made for containers of the nodes: each is named as its bundle is."""
-        bundles = "*/root/run/containerd/io.containerd.runtime.v2.task/k8s.io/*"
+        tasks = "run/containerd/io.containerd.runtime.v2.task/k8s.io"
+        bundles = (host / "root" / tasks for host in self.places.folder.glob("*"))
         root = Path("/sys/fs/cgroup")
         return {
             group
-            for name in {bundle.name for bundle in self.places.folder.glob(bundles)}
+            for name in {bundle.name for folder in bundles for bundle in folder.glob("*")}
             for group in (root / "k8s.io" / name, *root.glob(f"*/k8s.io/{name}"))
         }
 

@@ -57,6 +57,14 @@ def records(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
     return held
 
 
+@pytest.fixture(params=[False, True], ids=["the same", "connected anew"])
+def anew(request: pytest.FixtureRequest, records: dict[bytes, bytes]) -> bool:
+    """Whether the record is another by now than was read."""
+    if request.param:
+        records[LEFT.key] = codec(SOCKETS[Family.V4]).value(replace(FLOW, generation=8))
+    return bool(request.param)
+
+
 @pytest.mark.parametrize(
     ("finds", "looks"),
     [([], 2), ([[], [LEFT]], 3), ([[LEFT], [LEFT]], 3)],
@@ -71,12 +79,9 @@ def test_a_socket_that_chose_before_the_change_is_found_by_a_later_look(
     assert len(sockets.asked_for) == sum(map(len, finds))
 
 
-@pytest.mark.parametrize("anew", [False, True], ids=["the same", "connected anew"])
 def test_a_record_without_a_socket_is_forgotten_unless_it_is_another_by_then(
     records: dict[bytes, bytes], anew: bool
 ) -> None:
-    if anew:
-        records[LEFT.key] = codec(SOCKETS[Family.V4]).value(replace(FLOW, generation=8))
     asyncio.run(Looked(*[[LEFT]] * 4)._close_gone())
     assert (LEFT.key in records) == anew
 
@@ -96,13 +101,10 @@ class Found:
         return True
 
 
-@pytest.mark.parametrize("anew", [False, True], ids=["the same", "connected anew"])
 def test_a_socket_is_called_by_its_frontend_until_it_is_closed(
     records: dict[bytes, bytes], anew: bool
 ) -> None:
     """One that is connected to the same pod anew, by another Service, is nobody's to close."""
-    if anew:
-        records[LEFT.key] = codec(SOCKETS[Family.V4]).value(replace(FLOW, generation=8))
     sockets, diag = Looked(), Found(records)
     sockets._diag = diag  # type: ignore[assignment]
     assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (not anew)
