@@ -146,9 +146,12 @@ class Hops:
         if sum(isinstance(one, Scratch) for one in self._copies.values()) >= self._most:
             return f", not followed: this call goes to {self._most} others; ask for one flow alone"
         try:
-            return Scratch(self._bundle, self._scenes(node), _ENTRIES)
+            return self._load(self._scenes(node))
         except BadInput as error:
             return f", which is not known: {error}"
+
+    def _load(self, scene: Scene) -> Scratch:
+        return Scratch(self._bundle, scene, _ENTRIES)
 
 
 def copies(scene: Scene, questions: int) -> int:

@@ -21,20 +21,6 @@ import pytest
 
 from tests.network.cluster import PODLANE, AgentNode, Cluster, sh
 
-ECHO = (
-    "import socket,sys\n"
-    "s=socket.create_server((sys.argv[1],8080),family=socket.AF_INET6 if ':' in sys.argv[1]"
-    " else socket.AF_INET)\n"
-    "while 1:\n"
-    " c,_=s.accept(); c.sendall(sys.argv[2].encode()); c.close()\n"
-)
-FETCH = (
-    "import socket,sys\n"
-    "for _ in range(16):\n"
-    " try: print(socket.create_connection((sys.argv[1],80),1).recv(99).decode())\n"
-    " except OSError: print('none'); break\n"
-)
-
 
 @pytest.fixture(scope="module", params=["vxlan", "native"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
@@ -64,15 +50,6 @@ def network(node: AgentNode) -> dict[str, object]:
         },
         "pins": sh(f"find {node.folder}/bpf | sort"),
     }
-
-
-@pytest.mark.vm
-def test_pods_of_two_nodes_reach_each_other(cluster: Cluster) -> None:
-    one, two = cluster.nodes
-    for target in ("10.244.2.11", "fd00:244:2::11", "10.244.2.1", "fd00:244:2::1"):
-        one.in_pod("a", f"ping -c2 -i0.05 -W1 {target}")
-    for target in ("10.244.1.11", "fd00:244:1::11"):
-        two.in_pod("c", f"ping -c2 -i0.05 -W1 {target}")
 
 
 def test_a_node_reaches_pods_of_both_nodes_by_its_router_address(cluster: Cluster) -> None:
@@ -152,30 +129,6 @@ def test_a_second_agent_refuses_and_names_the_first(cluster: Cluster) -> None:
     assert status == 2
     assert f"another podlane (pid {one.process.pid}) has it" in words
     assert one.status()["state"] == "ready"
-
-
-@pytest.mark.vm
-def test_a_service_is_followed_from_manifests(cluster: Cluster) -> None:
-    one, two = cluster.nodes
-    servers = [_serve(one, "b", "10.244.1.12"), _serve(two, "c", "10.244.2.11")]
-    try:
-        cluster.write({"web": [_service(), _slice("10.244.1.12")]})
-        _wait(lambda: _answers(one, "a", "10.96.0.80") == {"b"})
-        cluster.write({"web": [_service(), _slice("10.244.1.12", "10.244.2.11")]})
-        _wait(lambda: _answers(one, "a", "10.96.0.80") == {"b", "c"})
-        cluster.write({"web": [_service(), _slice("10.244.2.11")]})
-        _wait(lambda: _answers(one, "a", "10.96.0.80") == {"c"})
-        ids = _service_ids(one)
-        one.stop(signal.SIGKILL)
-        assert _answers(one, "a", "10.96.0.80") == {"c"}
-        one.start(cluster.manifests)
-        assert _service_ids(one) == ids
-        (cluster.manifests / "web.yaml").unlink()
-        _wait(lambda: not _service_ids(one))
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
 
 
 def test_what_is_not_served_is_in_the_status_and_the_rest_is(cluster: Cluster) -> None:
@@ -305,19 +258,6 @@ def _podlane(node: AgentNode, command: str, *more: str) -> tuple[int, str]:
 def _ping(node: AgentNode, pod: str, target: str) -> subprocess.Popen[str]:
     words = ["ip", "netns", "exec", node.pods[pod], "ping", "-i0.01", target]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
-def _serve(node: AgentNode, pod: str, address: str) -> subprocess.Popen[bytes]:
-    words = ["ip", "netns", "exec", node.pods[pod], "python3", "-c", ECHO, address, pod]
-    return subprocess.Popen(words)
-
-
-def _answers(node: AgentNode, pod: str, address: str) -> set[str]:
-    """Who answers sixteen connections; "none" and no more after one that fails."""
-    words = ["ip", "netns", "exec", node.pods[pod], "python3", "-c", FETCH, address]
-    answers = set(subprocess.check_output(words, text=True).split())
-    print(f"{pod} asked {address}: {answers}")
-    return answers
 
 
 def _service_ids(node: AgentNode) -> dict[str, int]:

@@ -15,10 +15,9 @@ import json
 import os
 import signal
 import socket
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -575,60 +574,3 @@ def test_a_host_port_with_an_address_is_served_there_alone_and_keeps_the_client(
     finally:
         _stop(ns)
         node.delete_pod(name)
-
-
-# ---- SCTP ----
-@pytest.mark.vm
-@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
-def test_an_association_reaches_its_service_by_translated_ports(family: Family) -> None:
-    """From a pod by the ClusterIP and from outside by a NodePort; both ways have checksums."""
-    try:
-        socket.socket(life.FAMILIES[family], STREAM, socket.IPPROTO_SCTP).close()
-    except OSError as error:
-        pytest.skip(f"the kernel has no SCTP: {error.strerror}")
-    made = Cluster(2)
-    with ExitStack() as closing:
-        closing.callback(made.close)
-        backends = {one: [life.pod_address(one, 2, 11)] for one in Family}
-        made.write({"web": life.service("web", backends, protocols=["SCTP"])})
-        made.start()
-        made.nodes[0].add_pod("b", life.both(1, 12))
-        made.nodes[1].add_pod("c", life.both(2, 11))
-        closing.callback(_serve_sctp(made.nodes[1].pods["c"], family))
-        router = life.pod_address(family, 1, 1)
-        for ns, to, client in (
-            (made.nodes[0].pods["b"], (life.CLUSTER_IP[family], PORT), life.pod_address(family, 1, 12)),
-            (made.outside, (life.node_address(family, 1), life.NODE_PORT), router),
-        ):  # fmt: skip
-            with life.make(ns, family, STREAM, socket.IPPROTO_SCTP) as asking:
-                asking.connect(to)
-                asking.sendall(b"who")
-                assert asking.recv(99).decode() == client
-
-
-def _serve_sctp(ns: str, family: Family) -> Callable[[], None]:
-    """A server that tells each client its address; what ends it."""
-    server = life.make(ns, family, STREAM, socket.IPPROTO_SCTP)
-    server.bind(("", TARGET))
-    server.listen(8)
-    server.settimeout(0.2)  # a listening SCTP socket can't be shut down
-    ending = threading.Event()
-
-    def serve() -> None:
-        while not ending.is_set():
-            with suppress(TimeoutError):
-                accepted, client = server.accept()
-                with accepted:
-                    accepted.settimeout(life.SLOW)
-                    if accepted.recv(99):
-                        accepted.sendall(client[0].encode())
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-
-    def end() -> None:
-        ending.set()
-        thread.join()
-        server.close()
-
-    return end

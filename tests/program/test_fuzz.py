@@ -49,6 +49,11 @@ def stage(opened_stage: tuple[Sandbox, Stage]) -> Stage:
     return opened_stage[1]
 
 
+@pytest.fixture(scope="module")
+def shapes() -> Shapes:
+    return Shapes()
+
+
 @pytest.mark.speed
 @pytest.mark.timeout(600)
 def test_no_packet_out_of_200000_is_treated_against_the_rfcs(pytestconfig: pytest.Config) -> None:
@@ -84,9 +89,9 @@ def test_no_packet_out_of_200000_is_treated_against_the_rfcs(pytestconfig: pytes
     ],
 )
 def test_the_judge_sees_each_byte_out_of_place(
-    sandbox: Sandbox, stage: Stage, family: Family, way: str, line: str
+    sandbox: Sandbox, stage: Stage, shapes: Shapes, family: Family, way: str, line: str
 ) -> None:
-    case = Shapes().by_name[f"{way}/{family:d}"]
+    case = shapes.by_name[f"{way}/{family:d}"]
     packet = packets.build(line, family, world.addresses(family))
     given = packets.frame(packet, family, macs(case)[:6], macs(case)[6:])
     sandbox.do(stage.forget)
@@ -103,9 +108,9 @@ def test_the_judge_sees_each_byte_out_of_place(
 
 
 def test_packets_that_were_treated_wrongly_once_are_treated_rightly(
-    sandbox: Sandbox, stage: Stage
+    sandbox: Sandbox, stage: Stage, shapes: Shapes
 ) -> None:
-    sequences = corpus.read(CORPUS, Shapes().by_name)
+    sequences = corpus.read(CORPUS, shapes.by_name)
     failures = sandbox.do(lambda: [replay(stage, s, roomy=True) for s in sequences])
     wrong = [f"{failure.why}\n{corpus.lines(failure.packets)}" for failure in failures if failure]
     assert not wrong, "\n".join(wrong)

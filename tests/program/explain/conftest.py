@@ -31,6 +31,27 @@ T = TypeVar("T")
 Explain = Callable[..., Explained]
 
 
+class KeptHops(Hops):
+    """Copies of other nodes that outlive a question, or each would be verified anew for it."""
+
+    def __init__(
+        self, bundle: Bundle, scenes: Callable[[str], Scene] | None, idle: list[Scratch]
+    ) -> None:
+        super().__init__(bundle, scenes)
+        self._idle = idle
+
+    def close(self) -> None:
+        self._idle += [copy for copy in self._copies.values() if isinstance(copy, Scratch)]
+        self._copies.clear()
+
+    def _load(self, scene: Scene) -> Scratch:
+        if not self._idle:
+            return super()._load(scene)
+        copy = self._idle.pop()
+        copy.refill(scene)
+        return copy
+
+
 class Copy:
     """Maps, programs and a calling process, all in one thread with a namespace of its own."""
 
@@ -39,6 +60,7 @@ class Copy:
         self._thread = undo.enter_context(ThreadPoolExecutor(1, initializer=netns.leave))
         undo.callback(self.do, self._close)
         self._undo = ExitStack()
+        self._others: list[Scratch] = []
         self.do(lambda: self._open(bundle))
 
     def do(self, fn: Callable[[], T]) -> T:
@@ -47,7 +69,7 @@ class Copy:
     def ask(self, staged: Staged, asked: Question) -> Explained:
         def go() -> Explained:
             self._scratch.refill(staged.scene)
-            hops = Hops(self._bundle, staged.elsewhere)
+            hops = KeptHops(self._bundle, staged.elsewhere, self._others)
             try:
                 return answer(self._asker, asked, staged.world, hops)
             finally:
@@ -63,6 +85,8 @@ class Copy:
         self._asker = Asker(self._scratch, trials.PacketTrials(self._scratch), caller)
 
     def _close(self) -> None:
+        for other in self._others:
+            other.close()
         self._undo.close()
 
 
