@@ -133,11 +133,16 @@ class NodeDatapath:
         self._datapath.settle()
         self._undo.pop_all()
 
-    def care(self) -> None:
-        """Look after what nobody tells about; called now and then."""
+    def care(self) -> tuple[Problem, ...]:
+        """Look after what nobody tells about; called now and then. What is not as it was put."""
         self.pods.care()
         for words in self.sockets.care():
             log("program_attached", place=words)
+        if self._node_problems:  # an uplink is lost, and that is said
+            return ()
+        found = tuple(node.detached(self._hooks, self._facts))
+        self.vitals.attached = not found
+        return found
 
     # -- objects -----------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class Vitals:
 
     def __init__(self, desired: Desired) -> None:
         self.desired = desired
+        self.attached = True  # when it was last looked: programs are where they were put
         self._own: Node | None = None
         self._whole, self._refused = False, False
         self._updated = datetime.now(UTC)
@@ -79,7 +80,7 @@ class Vitals:
     @property
     def healthy(self) -> bool:
         """Whether the datapath is what the objects say."""
-        return self._whole and not self._refused
+        return self._whole and self.attached and not self._refused
 
     def of_service(self, key: tuple[str, str], family: Family) -> Answer:
         """What a Service's health port says."""

@@ -207,7 +207,7 @@ async def _care(config: Config, datapath: NodeDatapath, report: _Report) -> None
         await asyncio.sleep(CARE_SECONDS)
         try:
             report.problems(install.shadowed(config), _Topic.RUNTIME)
-            datapath.care()
+            report.problems(datapath.care(), _Topic.DEVICES)
         except (PodlaneError, OSError) as failure:
             log("care_failed", why=str(failure))
 
@@ -243,6 +243,7 @@ class _Topic(enum.Enum):
     CONFIG = enum.auto()
     DATAPATH = enum.auto()
     RUNTIME = enum.auto()
+    DEVICES = enum.auto()
 
 
 class _Report:

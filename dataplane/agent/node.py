@@ -185,6 +185,17 @@ def attach(links: Links, store: Store, hooks: Hooks, facts: Facts, undo: ExitSta
     return moved
 
 
+def detached(hooks: Hooks, facts: Facts) -> Iterator[Problem]:
+    """Programs that somebody took off uplinks or overlay since `attach`: a problem a device."""
+    devices = [(Role.UPLINK, uplink.index, uplink.name) for uplink in facts.uplinks]
+    if facts.overlay_index:
+        devices.append((Role.OVERLAY, facts.overlay_index, OVERLAY_NAME))
+    for role, index, name in devices:
+        if gone := [place.name for place in hooks.wrong(role, index)]:
+            why = f"{', '.join(gone)}: not there any more; a restart of the agent puts them back"
+            yield Problem(f"device {name}", "tc filters", why)
+
+
 def _open(links: Links, overlay: Link) -> None:
     """Bring the overlay up, which takes its UDP port."""
     try:
