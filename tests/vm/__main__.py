@@ -85,7 +85,7 @@ def main() -> int:
     """Run the kernels that the command line names; 0 if each is as it should be."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="6.1, 6.12 or newest")
-    parser.add_argument("--minutes", type=float, default=45, help="time limit of one kernel")
+    parser.add_argument("--minutes", type=float, default=60, help="time limit of one kernel")
     parser.add_argument("-k", metavar="EXPRESSION", help="only these tests, as pytest's -k")
     options = parser.parse_args()
     selection = SELECTION + (["-k", options.k] if options.k else [])
