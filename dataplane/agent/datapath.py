@@ -75,12 +75,13 @@ class NodeDatapath:
         self.pods = Pods(
             links, store, self._hooks, self._tables, facts, Releases(config.state_dir),
             Chains(config.cni_conf_dir),
-            self._publish,
+            self._publish, self._detached,
         )  # fmt: skip
         self._nodes_changed = True
         self._source_problems: tuple[Problem, ...] = ()
         self._route_problems: tuple[Problem, ...] = ()
-        self._node_problems: tuple[Problem, ...] = ()
+        self._lost: tuple[Problem, ...] = ()
+        self._not_followed: tuple[Problem, ...] = ()
         self._uplink_problems: tuple[Problem, ...] = ()
         self._kernel_problems: tuple[Problem, ...] = ()
         self._routes = Routes()
@@ -133,16 +134,27 @@ class NodeDatapath:
         self._datapath.settle()
         self._undo.pop_all()
 
-    def care(self) -> tuple[Problem, ...]:
-        """Look after what nobody tells about; called now and then. What is not as it was put."""
+    # What nobody tells about; each is looked after now and then, and no other waits for it.
+
+    def care_for_devices(self) -> tuple[Problem, ...]:
+        """Devices that are not as the agent left them, which health follows."""
+        found = tuple(self._detached())
+        self.vitals.attached = not found and not self._not_followed
+        return found
+
+    def care_for_pods(self) -> tuple[Problem, ...]:
+        """Let go of pods that ended while no agent answered."""
         self.pods.care()
+        return ()
+
+    def care_for_sockets(self) -> tuple[Problem, ...]:
+        """Programs at the node's own system calls are put back."""
         for words in self.sockets.care():
             log("program_attached", place=words)
-        if self._node_problems:  # an uplink is lost, and that is said
-            return ()
-        found = tuple(node.detached(self._hooks, self._facts))
-        self.vitals.attached = not found
-        return found
+        return ()
+
+    def _detached(self) -> Iterator[Problem]:
+        return node.detached(self._links, self._hooks, self._facts)
 
     # -- objects -----------------------------------------------------------------
 
@@ -167,7 +179,8 @@ class NodeDatapath:
         self.vitals.written(self._synced, refused)
         problems = {
             *self._source_problems,
-            *self._node_problems,
+            *self._lost,
+            *self._not_followed,
             *(self._known.problems(self._facts) if self._synced else ()),
             *self._uplink_problems,
             *self._route_problems,
@@ -207,19 +220,22 @@ class NodeDatapath:
 
         Writes rows of uplinks; routes and Services follow with the next `apply`.
         """
-        self._node_problems = ()
+        # One that was lost may be back as it was, but for the programs on it.
+        troubled = bool(self._lost or self._not_followed)
         try:
             found = uplinks.discover(self._links, self._known.config.uplinks, self._facts.addresses)
         except BadEnvironment as lost:
-            self._node_problems = (Problem(lost.what, "uplinks", lost.why),)
+            self._lost = (Problem(lost.what, "uplinks", lost.why),)
             return
-        if found != self._facts.uplinks:
+        self._lost = ()
+        if troubled or found != self._facts.uplinks:
             before = self._facts
             try:
                 self._follow_uplinks(found)
+                self._not_followed = ()
             except (BadEnvironment, NetlinkError) as refused:
-                self._facts = before  # so that the next look tries again
-                self._node_problems = (Problem("uplinks", "uplinks", str(refused)),)
+                self._facts = before
+                self._not_followed = (Problem("uplinks", "uplinks", str(refused)),)
         self._nodes_changed = True
         self._desired.configure(self._settings(self._known.nodes.get(self._facts.name)))
 

@@ -63,7 +63,7 @@ class Vitals:
         """A plan was executed.
 
         Args:
-            whole: every source has synced and the programs are attached.
+            whole: every source has synced.
             refused: entries that the kernel took no more. They are not tried again before
                 the next start, so the datapath stays behind till then. A name serves nobody.
         """

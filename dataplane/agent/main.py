@@ -19,8 +19,9 @@ import os
 import signal
 import time
 from asyncio import TaskGroup
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -203,13 +204,21 @@ async def _pump(batches: AsyncIterator[Batch], inbox: asyncio.Queue[Batch | _Wor
 
 
 async def _care(config: Config, datapath: NodeDatapath, report: _Report) -> None:
+    cares: dict[_Topic, Callable[[], tuple[Problem, ...]]] = {
+        _Topic.RUNTIME: partial(install.shadowed, config),
+        _Topic.DEVICES: datapath.care_for_devices,
+        _Topic.PODS: datapath.care_for_pods,
+        _Topic.SOCKETS: datapath.care_for_sockets,
+    }
     while True:
         await asyncio.sleep(CARE_SECONDS)
-        try:
-            report.problems(install.shadowed(config), _Topic.RUNTIME)
-            report.problems(datapath.care(), _Topic.DEVICES)
-        except (PodlaneError, OSError) as failure:
-            log("care_failed", why=str(failure))
+        for topic, care in cares.items():
+            try:
+                found = care()
+            except (PodlaneError, OSError) as failure:
+                why = f"{failure}; tried again every {CARE_SECONDS:g} s"
+                found = (Problem(f"care for {topic.name.lower()}", "agent", why),)
+            report.problems(found, topic)
 
 
 async def _follow(
@@ -244,6 +253,8 @@ class _Topic(enum.Enum):
     DATAPATH = enum.auto()
     RUNTIME = enum.auto()
     DEVICES = enum.auto()
+    PODS = enum.auto()
+    SOCKETS = enum.auto()
 
 
 class _Report:

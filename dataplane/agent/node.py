@@ -185,14 +185,23 @@ def attach(links: Links, store: Store, hooks: Hooks, facts: Facts, undo: ExitSta
     return moved
 
 
-def detached(hooks: Hooks, facts: Facts) -> Iterator[Problem]:
-    """Programs that somebody took off uplinks or overlay since `attach`: a problem a device."""
+def detached(links: Links, hooks: Hooks, facts: Facts) -> Iterator[Problem]:
+    """What somebody took off uplinks or overlay since `attach`, or the overlay: one a device.
+
+    An uplink that is gone is none of it: who follows uplinks finds out by itself.
+    """
     devices = [(Role.UPLINK, uplink.index, uplink.name) for uplink in facts.uplinks]
     if facts.overlay_index:
         devices.append((Role.OVERLAY, facts.overlay_index, OVERLAY_NAME))
     for role, index, name in devices:
-        if gone := [place.name for place in hooks.wrong(role, index)]:
-            why = f"{', '.join(gone)}: not there any more; a restart of the agent puts them back"
+        wrong = hooks.wrong(role, index)
+        if wrong and links.link(index) is None:  # looked for last: it may go in between
+            if role is Role.OVERLAY:
+                why = "is gone; a restart of the agent makes it again"
+                yield Problem(f"device {name}", "device", why)
+        elif wrong:
+            names = ", ".join(place.name for place in wrong)
+            why = f"{names}: missing, or another's program; a restart of the agent puts them back"
             yield Problem(f"device {name}", "tc filters", why)
 
 

@@ -9,12 +9,12 @@ it. Must not parse CNI or know a netlink message.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 from dataplane.agent import hostports, recovery
 from dataplane.agent.chains import Chains
-from dataplane.agent.facts import GATEWAY_MAC, GATEWAYS, OVERLAY_NAME, Facts
+from dataplane.agent.facts import GATEWAY_MAC, GATEWAYS, Facts
 from dataplane.agent.grants import Grants
 from dataplane.agent.log import log
 from dataplane.agent.podnet import ENDPOINTS, NAMES, PodNet, Seen, wrong_inside
@@ -24,7 +24,7 @@ from dataplane.cni import protocol
 from dataplane.cni.protocol import CniError, Request, Wiring
 from dataplane.cni.store import Attachment, Store
 from dataplane.core.plan import FRONTENDS
-from dataplane.kernel.hooks import Hooks, Role
+from dataplane.kernel.hooks import Hooks
 from dataplane.kernel.netlink import Links, open_netns
 from dataplane.kernel.netns import is_netns
 from dataplane.model.constants import FrontendKind, NameKind
@@ -47,10 +47,13 @@ class Pods:
         releases: Releases,
         chains: Chains,
         publish: Callable[[Batch], Sequence[Problem]],
+        detached: Callable[[], Iterable[Problem]],
     ) -> None:
-        self._links, self._store, self._hooks = links, store, hooks
+        """publish: takes in what pods have on the node's ports. detached: see `node.detached`."""
+        self._links, self._store = links, store
         self._tables, self._facts = tables, facts
-        self._releases, self._chains, self._publish = releases, chains, publish
+        self._releases, self._chains = releases, chains
+        self._publish, self._detached = publish, detached
         self._grants = Grants(store, tables, facts)
         self._net = PodNet(links, hooks, tables, facts)
         # Unwired, but the store could not be written: taken from it when it can.
@@ -156,18 +159,8 @@ class Pods:
             raise CniError(
                 protocol.NOT_AVAILABLE, lacking.what, lacking.why, lacking.next_step
             ) from lacking
-        places = [(Role.UPLINK, uplink.index, uplink.name) for uplink in self._facts.uplinks]
-        if self._facts.overlay_index:
-            places.append((Role.OVERLAY, self._facts.overlay_index, OVERLAY_NAME))
-        wrong = [
-            f"filter {filter.name} is not on {name}"
-            for role, index, name in places
-            for filter in self._hooks.wrong(role, index)
-        ]
-        if wrong:
-            raise CniError(
-                protocol.PODS_SUFFER, "datapath", "; ".join(wrong), "start the agent anew"
-            )
+        if wrong := "; ".join(map(str, self._detached())):
+            raise CniError(protocol.PODS_SUFFER, "datapath", wrong, "start the agent anew")
 
     # -- the node's own care -----------------------------------------------------
 

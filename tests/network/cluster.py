@@ -112,6 +112,11 @@ class AgentNode:
             return {}
         return status
 
+    def service_ids(self) -> dict[str, int]:
+        """The ids of Services in the pinned maps, by name and port."""
+        rows = json.loads(sh(f"{PODLANE} services --bpffs {self.folder}/bpf -o json"))
+        return {row["service"]: row["id"] for row in rows}
+
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()
 

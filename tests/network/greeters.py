@@ -27,14 +27,15 @@ def serving(
 
     def serve(pod: str, server: socket.socket) -> None:
         while not ending.is_set():
-            with suppress(OSError):
+            with suppress(TimeoutError):
                 accepted, client = server.accept()
-                with accepted:
+                with accepted, suppress(OSError):  # a client that left is no reason to end
                     accepted.settimeout(life.SLOW)
                     if accepted.recv(99):
                         accepted.sendall(f"{pod} {client[0]}".encode())
 
     with ExitStack() as undo:
+        threads = []
         for pod in pods:
             for family in families:
                 server = life.make(node.pods[pod], family, socket.SOCK_STREAM, protocol)
@@ -45,9 +46,10 @@ def serving(
                 server.bind(("", life.TARGET))
                 server.listen(64)
                 server.settimeout(0.2)  # a listening SCTP socket can't be shut down
-                thread = threading.Thread(target=serve, args=(pod, server))
-                thread.start()
-                undo.callback(thread.join)
+                threads.append(threading.Thread(target=serve, args=(pod, server)))
+        for thread in threads:  # once all servers are there, for each waits for the end
+            thread.start()
+            undo.callback(thread.join)
         undo.callback(ending.set)
         yield
 

@@ -137,7 +137,7 @@ def test_what_is_not_served_is_in_the_status_and_the_rest_is(cluster: Cluster) -
     cluster.write({"web": [_service(), _slice("10.244.1.12"), outside]})
     try:
         _wait(lambda: any("outside" in text for text in one.status()["problems"]))
-        _wait(lambda: bool(_service_ids(one)))
+        _wait(lambda: bool(one.service_ids()))
     finally:
         (cluster.manifests / "web.yaml").unlink()
     _wait(lambda: one.status()["problems"] == [])
@@ -258,11 +258,6 @@ def _podlane(node: AgentNode, command: str, *more: str) -> tuple[int, str]:
 def _ping(node: AgentNode, pod: str, target: str) -> subprocess.Popen[str]:
     words = ["ip", "netns", "exec", node.pods[pod], "ping", "-i0.01", target]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
-def _service_ids(node: AgentNode) -> dict[str, int]:
-    rows = json.loads(sh(f"{PODLANE} services --bpffs {node.folder}/bpf -o json"))
-    return {row["service"]: row["id"] for row in rows}
 
 
 def _routes(node: AgentNode) -> dict[str, str]:

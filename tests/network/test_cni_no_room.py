@@ -190,7 +190,7 @@ def test_status_names_a_program_that_running_pods_lack(cluster: Cluster, calls: 
     try:
         suffering = calls.ask("STATUS", "any")
         assert suffering.code == protocol.PODS_SUFFER
-        assert "filter from_uplink_4 is not on eth0" in suffering.json["msg"]
+        assert "device eth0: tc filters: from_uplink_4: missing" in suffering.json["msg"]
     finally:
         calls.node.stop(signal.SIGTERM)
         calls.node.start(cluster.manifests)

@@ -2,7 +2,7 @@
 """What every kernel is asked with real devices and sockets: `make test-vm` runs these in its guests.
 
 pod a ─ node1 ── eth0 ─┐
-                       ├─ bridge ── eth0 ── outside
+pod b ─┘               ├─ bridge ── eth0 ── outside
 pod c ─ node2 ── eth0 ─┘
 pod d ─┘
 
@@ -12,7 +12,6 @@ seconds, and a start of an agent a minute.
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ import pytest
 
 from dataplane.model.net import Family
 from tests.network import life
-from tests.network.cluster import PODLANE, AgentNode, Cluster, sh
+from tests.network.cluster import Cluster
 from tests.network.greeters import answers, ask_once, serving
 
-PODS = {"a": (1, 11), "c": (2, 11), "d": (2, 12)}
+PODS = {"a": (1, 11), "b": (1, 12), "c": (2, 11), "d": (2, 12)}
 ROUTER = (1, 1)
 SCTP = socket.IPPROTO_SCTP
 
@@ -60,20 +59,23 @@ def test_a_service_is_followed_from_manifests(cluster: Cluster) -> None:
         cluster.write({"web": life.service("web", addresses, protocols=["TCP"])})
         life.wait(lambda: seen() == [set(pods)] * 2, 60)
 
-    with serving(one, "a"), serving(two, "c", "d"):
-        follow("c")
-        follow("c", "a")
+    with serving(one, "a", "b"), serving(two, "c", "d"):
+        follow("c", "b")
+        follow("c", "a")  # itself among them
         follow("d")
-        before = _service_ids(one)
+        before = one.service_ids()
         one.stop(signal.SIGKILL)
-        assert seen() == [{"d"}] * 2
-        one.start(cluster.manifests)
-        assert _service_ids(one) == before
+        try:
+            assert seen() == [{"d"}] * 2
+        finally:
+            one.start(cluster.manifests)
+        assert one.service_ids() == before
         for family in Family:
             address = life.node_address(family, 1)
             assert answers(cluster.outside, family, address, life.NODE_PORT) == {"d"}
         (cluster.manifests / "web.yaml").unlink()
-        life.wait(lambda: not any(seen()), 60)
+        life.wait(lambda: not one.service_ids(), 120)
+        assert not any(seen())
 
 
 @pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
@@ -100,8 +102,3 @@ def test_an_association_reaches_its_service_by_translated_ports(
         for ask, client in ((from_pod, PODS["a"]), (from_outside, ROUTER)):
             life.wait(ask, 60)
             assert ask() == f"c {life.pod_address(family, *client)}"
-
-
-def _service_ids(node: AgentNode) -> dict[str, int]:
-    rows = json.loads(sh(f"{PODLANE} services --bpffs {node.folder}/bpf -o json"))
-    return {row["service"]: row["id"] for row in rows}

@@ -82,6 +82,15 @@ class TestVitals:
         assert statuses(vitals) == (503, 503, 503)
         assert vitals.of_service(KEY, Family.V4).body["localEndpoints"] == 1
 
+    def test_a_program_that_was_taken_off_makes_the_datapath_stale_until_it_is_back(
+        self, vitals: Vitals
+    ) -> None:
+        vitals.written(True, ())
+        vitals.attached = False
+        assert statuses(vitals) == (503, 503, 503)
+        vitals.attached = True
+        assert statuses(vitals) == (200, 200, 200)
+
     def test_a_name_without_room_makes_nothing_stale(self, vitals: Vitals) -> None:
         vitals.written(True, (TableFull("names: x", *FULL),))
         assert statuses(vitals) == (200, 200, 200)

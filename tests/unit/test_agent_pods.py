@@ -60,7 +60,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def pods_of(kernel: Kernel, store: Store, state: Path) -> Pods:
     return Pods(
         cast(Links, kernel), store, cast(Hooks, None), cast(Tables, kernel), FACTS,
-        Releases(state), Chains(state), lambda _: (),
+        Releases(state), Chains(state), lambda _: (), lambda: (),
     )  # fmt: skip
 
 

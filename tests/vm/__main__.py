@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("-k", metavar="EXPRESSION", help="only these tests, as pytest's -k")
     options = parser.parse_args()
     selection = SELECTION + (["-k", options.k] if options.k else [])
-    names = options.kernels or list(kernels.SOURCES)
+    names = list(dict.fromkeys(options.kernels)) or list(kernels.SOURCES)
     limit = options.minutes * 60
     build = Path.cwd() / "build"
     build.mkdir(exist_ok=True)

@@ -47,9 +47,9 @@ class KeptHops(Hops):
     def _load(self, scene: Scene) -> Scratch:
         if not self._idle:
             return super()._load(scene)
-        copy = self._idle.pop()
+        copy = self._idle[-1]
         copy.refill(scene)
-        return copy
+        return self._idle.pop()
 
 
 class Copy:
@@ -86,7 +86,7 @@ class Copy:
 
     def _close(self) -> None:
         for other in self._others:
-            other.close()
+            self._undo.callback(other.close)
         self._undo.close()
 
 
