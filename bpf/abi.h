@@ -90,7 +90,7 @@ enum drop {
 	DROP_OVERLAY_PEER = 21, /* encapsulated by a host that is no node of ours */
 	DROP_OVERLAY_SOURCE = 22, /* inner source is not of the sending node */
 	DROP_OVERLAY_KEY = 23, /* tunnel key missing or refused */
-	DROP_POD_ENCAPSULATES = 24, /* pod sent to a node's VXLAN port */
+	DROP_POD_ENCAPSULATES = 24, /* to a node's VXLAN port: of a pod, or by a Service */
 	DROP_PORTS_EXHAUSTED = 25, /* no free masquerade port for this destination */
 	DROP_MASQUERADE_UNKNOWN = 26, /* reply to a masquerade port without a flow */
 	DROP_FLOW_TABLE = 27, /* the flow table took no new entry */

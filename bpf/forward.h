@@ -315,8 +315,9 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 		if (hook == HOOK_FROM_OVERLAY && route_is_node(route_find(&f->client)))
 			f->ifindex = n->overlay_ifindex;
 	}
-	/* before what passes to the stack: the node's own VXLAN socket is there */
-	if (hook == HOOK_FROM_POD && flow_reaches_overlay(f, n, &path))
+	/* Before what passes to the stack: the node's own VXLAN socket is there. Of a Service,
+	 * whoever asks: its client would be hidden by an address that a node believes. */
+	if ((hook == HOOK_FROM_POD || fe) && flow_reaches_overlay(f, n, &path))
 		return -DROP_POD_ENCAPSULATES;
 	if (!fe) {
 		err = flow_check_plain(skb, hook, p, n, f, &path);

@@ -132,7 +132,9 @@ class Reference:
         if frontend.service.affinity_seconds and flow.remembered in usable.places:
             usable = Usable(frozenset({flow.remembered}), rules.AFFINITY)
         world = self.world
-        if flow.entry is Entry.POD and any(self._is_overlay(flow, *p) for p in usable.places):
+        # whoever asks: a node would believe the address that the client is hidden by
+        enters = flow.entry is not Entry.NODE
+        if enters and any(self._is_overlay(flow, *place) for place in usable.places):
             return _drop(rules.OVERLAY_PORT, frontend.name)
         if not flow.opens:
             return Answer(Verdict.REJECT, rules.UNKNOWN_FLOW, frontend.name)

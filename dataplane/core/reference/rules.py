@@ -126,7 +126,7 @@ NO_SUCH_NODE = Rule(
 )
 OVERLAY_PORT = Rule(
     "pod-encapsulates",
-    "pods may not send to a node's overlay port",
+    "pods may not send to a node's overlay port, nor anybody else by a Service",
     "docs/architecture.md",
 )
 MASQUERADE_PORT = Rule(

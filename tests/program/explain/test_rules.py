@@ -327,6 +327,11 @@ PUBLISHED = (
     pod("b1", {"containerPort": 81, "hostPort": 7777}),
     pod("a2", {"containerPort": 6666, "hostPort": 6666}, hostNetwork=True),
 )  # fmt: skip
+# a hand-made slice, or a selector that finds a hostNetwork pod
+OVERLAY_PORTS = [{"name": "http", "port": 80, "protocol": "UDP", "nodePort": 30080}]
+OVERLAY_SLICE = {"ports": [{"name": "http", "port": 8472, "protocol": "UDP"}]}
+THEIR_OVERLAY = (*NODES, service(ports=OVERLAY_PORTS), piece("there", **OVERLAY_SLICE))
+OWN_OVERLAY = (*NODES, service(ports=OVERLAY_PORTS), piece("here", **OVERLAY_SLICE))
 BARE = (node("here", "east"), node("there", "west"), service(), piece("a1", "b1"))
 ROWS |= {
     "source ranges admit": forward(RANGES, "friend", "balancer:80", "a1", HIDDEN),
@@ -355,6 +360,14 @@ ROWS |= {
     "the node over UDP to a port without a Service": Row(
         THREE, "here", "web:54", "reject", protocol="udp"
     ),
+    # ---- by a Service, too, nobody sends what a node unpacks as another's ----
+    **{
+        f"{sender} to {whose} overlay port by a Service": Row(
+            objects, source, to, "drop", protocol="udp"
+        )
+        for sender, source, to in (("outside", "outside", "here:30080"), ("a pod", "a2", "web:80"))
+        for whose, objects in (("another node's", THEIR_OVERLAY), ("its node's", OWN_OVERLAY))
+    },
     "two Services ask for one external IP: the older has it": forward(
         TWO, "outside", "external:80", "a1", HIDDEN
     ),
