@@ -370,6 +370,20 @@ static __always_inline int flow_check(const struct packet *p, struct flow *f)
 	return packet_is_mid_flow(p) ? -DROP_BACKEND_GONE : 1;
 }
 
+/*
+ * Whether what a UDP flow was sent to is a Service's since, or another's: without
+ * an end, it would go past that Service for as long as its client talks.
+ */
+static __always_inline bool flow_asks_another(const struct packet *p, const struct flow *f)
+{
+	struct frontend *fe;
+
+	if (f->protocol != IPPROTO_UDP || f->flags & FLOW_REPLY || p->direct)
+		return false;
+	fe = service_lookup(p);
+	return fe && fe->kind != FRONTEND_ADDRESS && fe->service_id != f->service_id;
+}
+
 /* Hands a packet over: translates what is still to be translated, then sends it on its path. */
 static __always_inline int forward_known(struct __sk_buff *skb, struct scratch *s,
 					 const struct node *n, const struct flow *f, bool error)
@@ -429,12 +443,19 @@ static __always_inline int forward_flow(struct __sk_buff *skb, struct scratch *s
 {
 	struct packet *p = &s->packet;
 	struct flow *f = flows.lookup(&p->tuple);
+	__u32 checked;
 	int err;
 
 	if (f) {
+		checked = f->checked;
 		err = flow_check(p, f);
 		if (!err)
 			err = ct_touch(f, s);
+		/* looked at as rarely as the other half, so the record must not be there for the next */
+		if (!err && f->checked != checked && flow_asks_another(p, f)) {
+			flows.delete(&p->tuple);
+			err = 1;
+		}
 		/* only TCP is told here that its flow has ended; others begin anew, and who gets
 		 * SCTP of an association that it does not know ends it (RFC 9260 8.4) */
 		if (err < 0 && p->tuple.protocol == IPPROTO_TCP)

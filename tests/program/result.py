@@ -30,6 +30,9 @@ State: Any = ABI.enum("flow_state")
 TC_VERDICTS = {"PASS": 0xFFFFFFFF, "DROP": 2}
 TC_REDIRECT = 7
 
+# A packet looks after its flow's other half, and what it asks, at least this often (seconds).
+CHECKED_WITHIN = 0.2
+
 Frame = bytes
 
 # In a line: the port of the node's range that the program has chosen.

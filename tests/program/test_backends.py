@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from dataplane.model.constants import FrontendKind
 from tests.program import world
 from tests.program.node import Node
-from tests.program.result import ABI, dropped, into, refused, through_tunnel
+from tests.program.result import ABI, CHECKED_WITHIN, dropped, into, out_by, refused, through_tunnel
 
 LIFETIME_TCP_SYN = ABI.constant("LIFETIME_TCP_SYN")
 LIFETIME_TCP_TIME_WAIT = ABI.constant("LIFETIME_TCP_TIME_WAIT")
@@ -191,6 +192,38 @@ class TestReuse:
         self.another_choice(here, sent)
         here.later(LIFETIME_TCP_SYN + 1)
         here.from_pod("client", sent).expect(BY_POD["remote"])
+
+    @pytest.mark.parametrize("before", ["nobody's", "another Service's"])
+    def test_a_udp_flow_to_what_became_a_services_address_begins_anew(
+        self, here: Node, before: str
+    ) -> None:
+        """A pod that logs to it without a pause would go past the Service for ever."""
+        sent = "udp client:40000 > balancer:514"
+        if before == "nobody's":
+            here.from_pod("client", sent).expect(out_by(), "udp here:MASQ > balancer:514 ttl=63")
+        else:
+            here.put_service(self.logs(20, "remote"))
+            here.from_pod("client", sent).expect(through_tunnel())
+        here.put_service(self.logs(21, "neighbour"))
+        here.later(CHECKED_WITHIN)
+        anew = here.from_pod("client", sent)
+        anew.expect(into("neighbour"))
+        answer = here.from_pod("neighbour", f"udp neighbour:514 > router:{anew.port}")
+        answer.expect(into("client"), "udp balancer:514 > client:40000 ttl=63")
+        here.later(CHECKED_WITHIN)
+        here.from_pod("client", sent).expect(into("neighbour"))
+
+    def test_a_udp_flow_whose_backend_serves_stays_with_its_service(self, here: Node) -> None:
+        sent = choose(here, PAIR_UDP, "neighbour")
+        self.another_choice(here, sent)
+        for _ in range(3):
+            here.later(CHECKED_WITHIN)
+            here.from_pod("client", sent).expect(BY_POD["neighbour"])
+
+    @staticmethod
+    def logs(number: int, pod: str) -> world.Service:
+        door = (("balancer", 514, FrontendKind.LOAD_BALANCER),)
+        return world.Service(number, world.UDP, door, (world.Backend(2 * number, pod, 514),))
 
     def test_late_segments_of_a_closed_connection_still_find_their_way(self, here: Node) -> None:
         sent, reply = SERVICE

@@ -20,6 +20,7 @@ from tests.program import world
 from tests.program.node import Node
 from tests.program.result import (
     ABI,
+    CHECKED_WITHIN,
     PASSED,
     Flag,
     dropped,
@@ -35,8 +36,6 @@ LIFETIME_UDP_STREAM = ABI.constant("LIFETIME_UDP_STREAM")
 
 SERVICE = ("tcp client:40000 > near:80", "tcp neighbour:8080 > client:40000")
 PLAIN = ("tcp client:40000 > neighbour:80", "tcp neighbour:80 > client:40000")
-# A packet looks after its flow's other half at least this often.
-CHECKED_WITHIN = 0.2
 FULL, IN_USE = 512, 64  # entries, and flows that are used once more after as many others
 
 

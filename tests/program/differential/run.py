@@ -21,7 +21,14 @@ from tests.program.differential.labels import GONE, Tally
 from tests.program.differential.meant import Meant, meant_of, wrong
 from tests.program.differential.node import Stage
 from tests.program.differential.questions import questions
-from tests.program.differential.talks import Talk, begun, reply, starts_anew, wrong_later
+from tests.program.differential.talks import (
+    Talk,
+    begun,
+    may_start_anew,
+    reply,
+    starts_anew,
+    wrong_later,
+)
 from tests.program.differential.worlds import Maker
 from tests.program.quick import Seen
 
@@ -107,7 +114,10 @@ class Chain:
         self._stage.change(world)
         for talk in self._talks:
             talk.changes(world)
-        self._left = [talk for talk in self._talks if talk.fate is not Fate.KEEPS]
+        self._talks = [talk for talk in self._talks if not talk.rerouted]
+        self._left = [
+            talk for talk in self._talks if talk.fate is not Fate.KEEPS or may_start_anew(talk)
+        ]
         for client, place in list(self._memories.items()):
             flow = FlowQuestion(place[0], place[0], 0, client[2], Entry.POD)
             if fate_of(world, client[1], flow, place) is Fate.GONE:
@@ -183,7 +193,7 @@ class Chain:
         if len(meant.ways) > 1:
             self._picks[at][destination_of(seen.frame, meant.sent.family)] += 1
         self._remember(meant, seen)
-        talk = begun(meant, sport, seen)
+        talk = begun(meant, sport, seen, self.worlds[-1])
         if talk is None:
             return
         if len(self._talks) < TALKS:
@@ -194,7 +204,7 @@ class Chain:
         if meant.answer.service:
             chance = 0.1 if meant.question.protocol is Protocol.TCP else 0.5
         at = int(self._rng.random() * TALKS)
-        if self._talks[at].fate is Fate.KEEPS and self._rng.random() < chance:
+        if self._talks[at] not in self._left and self._rng.random() < chance:
             self._talks[at] = talk
 
     def _remember(self, meant: Meant, seen: Seen) -> None:
@@ -229,10 +239,14 @@ class Chain:
         seen = self._stage.run(meant.hook, meant.sent.family, meant.device, frame)
         if not starts_anew(talk):
             why = wrong_later(talk, frame, seen, world)
-            self.tally["packet", f"later, {talk.fate.name.lower()}"] += 1
-            if talk.fate is Fate.GONE:
-                self.tally[GONE] += 1
-            return self._difference(why, Step.LATER, meant, talk.sport) if why else None
+            if not may_start_anew(talk):
+                self.tally["packet", f"later, {talk.fate.name.lower()}"] += 1
+                if talk.fate is Fate.GONE:
+                    self.tally[GONE] += 1
+                return self._difference(why, Step.LATER, meant, talk.sport) if why else None
+            if not why:
+                self.tally["packet", "later, of what is another's since"] += 1
+                return None
         self._talks.remove(talk)
         self._left.remove(talk)
         anew = meant_of(world, replace(meant.question, remembered=None))
@@ -246,7 +260,7 @@ class Chain:
             return self._difference(f"chosen anew: {why}", Step.LATER, anew, talk.sport)
         if anew.ways:
             self._remember(anew, seen)
-        again = begun(anew, talk.sport, seen)
+        again = begun(anew, talk.sport, seen, world)
         if again is not None:
             self._talks.append(again)
         return None

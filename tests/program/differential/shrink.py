@@ -19,7 +19,7 @@ from tests.program.differential.labels import REASONS
 from tests.program.differential.meant import Meant, meant_of, shown, wrong
 from tests.program.differential.node import Stage
 from tests.program.differential.run import PICKS, Difference, Step
-from tests.program.differential.talks import begun, reply, starts_anew, wrong_later
+from tests.program.differential.talks import begun, may_start_anew, reply, starts_anew, wrong_later
 
 Worlds = tuple[World, ...]
 SECONDS = 20.0
@@ -65,19 +65,22 @@ def shows(stage: Stage, worlds: Worlds, question: FlowQuestion, step: Step) -> s
     why = wrong(meant, frame, _SPORT, seen, first)
     if step is Step.FIRST:
         return why
-    talk = None if why else begun(meant, _SPORT, seen)
+    talk = None if why else begun(meant, _SPORT, seen, first)
     if talk is None:
         return ""
     if len(worlds) > 1:
         stage.change(worlds[-1])
         talk.changes(worlds[-1])
+    if talk.rerouted:
+        return ""
     if step is Step.REPLY:
         return reply(stage, talk, worlds[-1]) or ""
     later = bytes(talk.later.by(_SPORT))
     seen = stage.run(meant.hook, meant.sent.family, meant.device, later)
-    if starts_anew(talk):
+    why = "" if starts_anew(talk) else wrong_later(talk, bytearray(later), seen, worlds[-1])
+    if starts_anew(talk) or (why and may_start_anew(talk)):
         return wrong(meant_of(worlds[-1], question), later, _SPORT, seen, worlds[-1])
-    return wrong_later(talk, bytearray(later), seen, worlds[-1])
+    return why
 
 
 def _missed(stage: Stage, meant: Meant) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from dataplane.core.reference import Entry, Fate, Place, Verdict, World, fate_of
+from dataplane.core.reference.model import reference_of
 from dataplane.core.reference.places import Where, where_is
 from dataplane.kernel.prelude import Setup
 from dataplane.model.net import Protocol
@@ -42,14 +43,20 @@ from tests.program.quick import Seen, Way
 
 @dataclass(slots=True, eq=False)
 class Talk:
-    """A flow, and what its first packet became. fate: of its backend in this world."""
+    """A flow, and what its first packet became.
+
+    fate: of its backend in this world. where: the destination of its first packet was then.
+    """
 
     meant: Meant
+    where: Where
     sport: int
     place: bytes
     source: bytes
     source_port: int
     fate: Fate = Fate.KEEPS
+    moved: bool = False  # what it was sent to is a Service's since, or another's
+    rerouted: bool = False  # no Service's, and its way has become another
     _later: Sent | None = None
 
     @property
@@ -71,11 +78,16 @@ class Talk:
     def changes(self, world: World) -> None:
         """The world is another one."""
         service = self.meant.answer.service
+        frontend = reference_of(world).frontend(self.meant.question)
+        self.moved = frontend is not None and frontend.name != service
+        self.rerouted |= (
+            not service and where_is(world, self.meant.question.destination) != self.where
+        )
         if service and self.fate is not Fate.GONE:
             self.fate = fate_of(world, service, self.meant.question, self.backend)
 
 
-def begun(meant: Meant, sport: int, seen: Seen) -> Talk | None:
+def begun(meant: Meant, sport: int, seen: Seen, world: World) -> Talk | None:
     """The flow of a packet that was right; None if it has none that is known here."""
     if meant.answer.verdict not in (Verdict.FORWARD, Verdict.PASS) or not meant.question.opens:
         return None
@@ -83,7 +95,7 @@ def begun(meant: Meant, sport: int, seen: Seen) -> Talk | None:
         return None
     family, frame = meant.sent.family, seen.frame
     return Talk(
-        meant, sport, destination_of(frame, family), source_of(frame, family),
+        meant, where_is(world, meant.question.destination), sport, destination_of(frame, family), source_of(frame, family),
         source_port_of(frame, family),
     )  # fmt: skip
 
@@ -91,6 +103,11 @@ def begun(meant: Meant, sport: int, seen: Seen) -> Talk | None:
 def starts_anew(talk: Talk) -> bool:
     """Whether its next packet is the first of a flow again: only TCP can be told of an end."""
     return talk.fate is not Fate.KEEPS and talk.meant.question.protocol is not Protocol.TCP
+
+
+def may_start_anew(talk: Talk) -> bool:
+    """Whether it may be: UDP is asked ten times a second whom it asks."""
+    return talk.moved and talk.meant.question.protocol is Protocol.UDP
 
 
 def wrong_later(talk: Talk, frame: bytearray, seen: Seen, world: World) -> str:

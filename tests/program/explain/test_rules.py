@@ -329,7 +329,7 @@ PUBLISHED = (
 )  # fmt: skip
 # a hand-made slice, or a selector that finds a hostNetwork pod
 OVERLAY_PORTS = [{"name": "http", "port": 80, "protocol": "UDP", "nodePort": 30080}]
-OVERLAY_SLICE = {"ports": [{"name": "http", "port": 8472, "protocol": "UDP"}]}
+OVERLAY_SLICE: dict[str, Any] = {"ports": [{"name": "http", "port": 8472, "protocol": "UDP"}]}
 THEIR_OVERLAY = (*NODES, service(ports=OVERLAY_PORTS), piece("there", **OVERLAY_SLICE))
 OWN_OVERLAY = (*NODES, service(ports=OVERLAY_PORTS), piece("here", **OVERLAY_SLICE))
 BARE = (node("here", "east"), node("there", "west"), service(), piece("a1", "b1"))
