@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import NamedTuple
 
 from dataplane.model.constants import FrontendKind
@@ -29,6 +29,8 @@ SERVED = (
     ServiceType.HOST_PORT,
 )
 LOOPBACK = IPv4Address("127.0.0.1")
+_LOOPBACKS = IPv4Network("127.0.0.0/8")
+_LOOPBACK_V6 = IPv6Address("::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,21 @@ class Settings:
     def own_addresses(self, family: Family) -> tuple[IPAddress, ...]:
         """The addresses of this node in one family, the primary one first; never loopback."""
         return tuple(a for a in self.addresses if a.version == family and not a.is_loopback)
+
+    def host_port_addresses(
+        self, family: Family, asked: tuple[IPAddress, ...] = ()
+    ) -> tuple[IPAddress, ...]:
+        """Where a pod's host port is served: at those asked for, if any, that are this node's.
+
+        Another's address would be taken from whoever means the other: CNI's portmap looks at
+        local destinations alone, too. Like it, a port that asks for none is on IPv4 loopback
+        besides, for the node's own sockets.
+        """
+        own = self.own_addresses(family)
+        if not asked:
+            return (*own, LOOPBACK) if family is Family.V4 else own
+        loopback = _LOOPBACKS if family is Family.V4 else (_LOOPBACK_V6,)
+        return tuple(a for a in asked if a in own or a in loopback)
 
 
 class Claim(NamedTuple):
@@ -197,8 +214,13 @@ def port_claims(
             found += [(a, port.node_port, FrontendKind.NODE_PORT) for a in own]
         found += [(a, port.port, FrontendKind.LOAD_BALANCER) for a in service.load_balancer_ips]
         if service.type is ServiceType.HOST_PORT:
-            own = service.external_ips or settings.own_addresses(owner.family)
+            asked = service.external_ips
+            own = settings.host_port_addresses(owner.family, asked)
             found = [(a, port.port, FrontendKind.HOST_PORT) for a in own]
+            for address in asked:
+                if address.version == owner.family and address not in own:
+                    why = f"{address} is not an address of this node"
+                    problems.add(_problem(service, "hostIP", why))
         else:
             found += [(a, port.port, FrontendKind.EXTERNAL_IP) for a in service.external_ips]
         for address, number, kind in found:

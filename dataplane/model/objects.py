@@ -32,7 +32,7 @@ class ServiceType(enum.Enum):
     """`spec.type`; Headless is a ClusterIP Service with clusterIP None.
 
     HostPort is no Kubernetes type: one port of the node that leads to one pod on it. Its
-    external_ips are the node's addresses that it is on; none means all of them.
+    external_ips are what its hostIP asks for; none means all of the node's addresses.
     """
 
     CLUSTER_IP = "ClusterIP"

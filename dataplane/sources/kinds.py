@@ -282,7 +282,7 @@ def _container_ports(spec: Fields, faults: Faults) -> tuple[ContainerPort, ...]:
 
     def port(path: Path, item: object) -> ContainerPort:
         entry = Fields(item, path)
-        name, host_ip = entry.text("name"), entry.address("hostIP")
+        name = entry.text("name")
         if name and not is_port_name(name):
             raise entry.fault("name", f"{name!r} is not a port name (15 of a-z, 0-9 and -)")
         return ContainerPort(
@@ -291,7 +291,7 @@ def _container_ports(spec: Fields, faults: Faults) -> tuple[ContainerPort, ...]:
             name=name,
             # On the node's own network the container port is the host port: nothing to translate.
             host_port=0 if host_network else entry.number("hostPort", 0, MAX_PORT, 0),
-            host_ip=None if host_ip is None or host_ip.is_unspecified else host_ip,
+            host_ip=entry.address("hostIP"),
         )
 
     found: tuple[ContainerPort, ...] = ()

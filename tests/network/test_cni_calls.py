@@ -339,6 +339,7 @@ def test_a_host_port_leads_to_its_pod_and_has_one_holder(pods: Sandboxes) -> Non
     with serving(pods.node.pods["web"]):
         for address in ("192.0.2.1", "2001:db8::1"):
             assert says(pods.cluster.outside, address, 8080) == "here"
+        assert says(pods.node.ns, "127.0.0.1", 8080) == "here"
     other = pods.add("other", runtimeConfig={"portMappings": ports})
     assert other.code == protocol.BAD_CONFIG
     assert "hostPort *:8080/TCP: is held by pod test/web" in other.json["msg"]
@@ -358,6 +359,16 @@ def test_a_host_port_on_loopback_is_for_the_node_itself(pods: Sandboxes) -> None
         for address in ("127.0.0.1", "::1"):
             assert says(pods.node.ns, address, 8082) == "here"
         assert says(pods.cluster.outside, "192.0.2.1", 8082) == ""
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2001:db8::8888"])
+def test_a_host_port_takes_over_nobodys_address(pods: Sandboxes, address: str) -> None:
+    ports = [{"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": address}]
+    refused = pods.add("thief", runtimeConfig={"portMappings": ports})
+    assert refused.code == protocol.BAD_CONFIG
+    assert f"pod test/thief: hostPort {address}:53/UDP" in refused.json["msg"]
+    assert f"{address} is not an address of this node" in refused.json["msg"]
+    assert pods.faults() == []
 
 
 def test_mac_and_addresses_are_as_asked(pods: Sandboxes) -> None:

@@ -23,6 +23,8 @@ from tests.network.cni_node import Answer, audit
 
 ENDPOINTS = 4
 """Places in the maps of endpoints; the first is nobody's."""
+FRONTENDS = 4
+"""Two pods with a hostPort: in IPv4 each is at the node's address and at 127.0.0.1."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def cluster() -> Iterator[Cluster]:
     state.mkdir()
     sh(f"mount -t tmpfs -o size=512k tmpfs {state}")
     try:
-        node.write_config(mapSizes={**SIZES, "endpoints": ENDPOINTS, "frontends": 2})
+        node.write_config(mapSizes={**SIZES, "endpoints": ENDPOINTS, "frontends": FRONTENDS})
         made.start()
         yield made
     finally:
@@ -146,7 +148,8 @@ def test_a_state_folder_of_no_size_is_told_at_the_start(cluster: Cluster, calls:
     try:
         with filled(tiny):
             node.write_config(
-                mapSizes={**SIZES, "endpoints": ENDPOINTS, "frontends": 2}, stateDir=str(tiny)
+                mapSizes={**SIZES, "endpoints": ENDPOINTS, "frontends": FRONTENDS},
+                stateDir=str(tiny),
             )
             node.start(cluster.manifests, wait=False)
             assert node.process is not None
@@ -156,7 +159,7 @@ def test_a_state_folder_of_no_size_is_told_at_the_start(cluster: Cluster, calls:
     finally:
         sh(f"umount -l {tiny}")
         tiny.rmdir()
-        node.write_config(mapSizes={**SIZES, "endpoints": ENDPOINTS, "frontends": 2})
+        node.write_config(mapSizes={**SIZES, "endpoints": ENDPOINTS, "frontends": FRONTENDS})
         node.start(cluster.manifests)
 
 

@@ -17,7 +17,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -551,19 +551,30 @@ def test_a_family_without_a_source_range_is_open(cluster: Cluster, kind: str) ->
         assert isinstance(answer, dict if opens else TimeoutError)
 
 
-@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
-def test_a_host_port_with_an_address_is_served_there_alone_and_keeps_the_client(
-    cluster: Cluster, family: Family
-) -> None:
-    node, own = cluster.nodes[0], life.node_address(family, 1)
-    port = {"hostPort": HOST_PORT, "containerPort": TARGET, "protocol": "tcp", "hostIP": own}
-    name = f"held{int(family)}"
-    number = 20 + int(family)
+@contextmanager
+def published(
+    cluster: Cluster, name: str, number: int, protocol: str, **more: str
+) -> Iterator[None]:
+    """A pod of node1 that serves there at HOST_PORT."""
+    node = cluster.nodes[0]
+    port = {"hostPort": HOST_PORT, "containerPort": TARGET, "protocol": protocol, **more}
     answer = node.add_pod(name, life.both(1, number), runtime={"portMappings": [port]})
     assert "code" not in answer
     ns = node.pods[name]
     try:
-        sh(f"ip netns exec {ns} {inside.STAND_IN} serve {name} tcp:{TARGET}")
+        sh(f"ip netns exec {ns} {inside.STAND_IN} serve {name} {protocol}:{TARGET}")
+        yield
+    finally:
+        _stop(ns)
+        node.delete_pod(name)
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["IPv4", "IPv6"])
+def test_a_host_port_with_an_address_is_served_there_alone_and_keeps_the_client(
+    cluster: Cluster, family: Family
+) -> None:
+    own, name = life.node_address(family, 1), f"held{int(family)}"
+    with published(cluster, name, 20 + int(family), "tcp", hostIP=own):
         from_outside = ask(cluster.outside, family, "TCP", (own, HOST_PORT))
         from_pod = ask(ns_of(cluster, "b"), family, "TCP", (own, HOST_PORT))
         assert (from_outside["pod"], from_outside["client"]) == (name, OUTSIDE[family])
@@ -571,6 +582,17 @@ def test_a_host_port_with_an_address_is_served_there_alone_and_keeps_the_client(
         other = Family.V6 if family is Family.V4 else Family.V4
         elsewhere = (life.node_address(other, 1), HOST_PORT)
         assert isinstance(ask(cluster.outside, other, "TCP", elsewhere), ConnectionRefusedError)
-    finally:
-        _stop(ns)
-        node.delete_pod(name)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_host_port_is_on_the_nodes_own_localhost(cluster: Cluster, kind: str) -> None:
+    name = f"local{kind.lower()}"
+    with published(cluster, name, 30, kind.lower()):
+        there = ask(cluster.nodes[0].ns, Family.V4, kind, ("127.0.0.1", HOST_PORT))
+        # a node's socket that is not bound has the router's address towards a pod
+        assert (there["pod"], there["client"]) == (name, life.pod_address(Family.V4, 1, 1))
+        for elsewhere in (cluster.nodes[1].ns, ns_of(cluster, "b"), cluster.outside):
+            got = ask(elsewhere, Family.V4, kind, ("127.0.0.1", HOST_PORT))
+            assert isinstance(got, ConnectionRefusedError)
+    got = ask(cluster.nodes[0].ns, Family.V4, kind, ("127.0.0.1", HOST_PORT))
+    assert isinstance(got, ConnectionRefusedError)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
+
+import pytest
 
 from dataplane.agent import hostports
 from dataplane.cni.runtime import HostPort
@@ -12,7 +15,7 @@ from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.core.plan import FRONTENDS
 from dataplane.model.constants import FrontendKind
 from dataplane.model.net import Family, Protocol
-from dataplane.model.objects import Batch, Service, ServicePort, ServiceType
+from dataplane.model.objects import Batch, Problem, Service, ServicePort, ServiceType
 from dataplane.model.rows import FrontendKey
 
 SETTINGS = Settings(
@@ -52,7 +55,8 @@ def frontends(desired: Desired) -> set[tuple[str, int]]:
 def test_without_an_address_it_is_on_all_of_the_nodes() -> None:
     one = attachment(HostPort(Protocol.TCP, 80, 8080))
     desired = planned(hostports.published(one, "n1"))
-    assert frontends(desired) == {("192.0.2.1", 80), ("192.0.2.7", 80), ("2001:db8::1", 80)}
+    own = {("192.0.2.1", 80), ("192.0.2.7", 80), ("2001:db8::1", 80)}
+    assert frontends(desired) == {*own, ("127.0.0.1", 80)}
     assert desired.problems() == ()
 
 
@@ -61,9 +65,42 @@ def test_with_an_address_it_is_on_that_one() -> None:
     assert frontends(planned(hostports.published(one, "n1"))) == {("192.0.2.7", 53)}
 
 
-def test_the_unspecified_address_is_all_of_its_family() -> None:
-    one = attachment(HostPort(Protocol.TCP, 80, 80, ip_address("::")))
-    assert frontends(planned(hostports.published(one, "n1"))) == {("2001:db8::1", 80)}
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("0.0.0.0", {"192.0.2.1", "192.0.2.7", "127.0.0.1"}), ("::", {"2001:db8::1"})],
+)
+def test_the_unspecified_address_is_all_of_its_family(asked: str, found: set[str]) -> None:
+    one = attachment(HostPort(Protocol.TCP, 80, 80, ip_address(asked)))
+    assert frontends(planned(hostports.published(one, "n1"))) == {(a, 80) for a in found}
+
+
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.8.9.10", "::1"])
+def test_loopback_is_this_nodes_own(asked: str) -> None:
+    one = attachment(HostPort(Protocol.TCP, 80, 80, ip_address(asked)))
+    desired = planned(hostports.published(one, "n1"))
+    assert frontends(desired) == {(asked, 80)}
+    assert desired.problems() == ()
+
+
+@pytest.mark.parametrize("asked", ["8.8.8.8", "2001:db8::8", "::ffff:127.0.0.1", "::1%lo"])
+def test_what_is_not_this_nodes_own_is_not_taken_over_and_named(asked: str) -> None:
+    one = attachment(HostPort(Protocol.UDP, 53, 53, ip_address(asked)))
+    desired = planned(hostports.published(one, "n1"))
+    assert frontends(desired) == set()
+    (key,) = hostports.services(one)
+    reason = f"{ip_address(asked)} is not an address of this node"
+    assert desired.problems() == (Problem(str(key), "hostIP", reason),)
+
+
+def test_it_follows_an_address_that_comes_to_the_node_and_goes() -> None:
+    one = attachment(HostPort(Protocol.TCP, 80, 80, ip_address("192.0.2.9")))
+    desired = planned(hostports.published(one, "n1"))
+    came = replace(SETTINGS, addresses=(*SETTINGS.addresses, ip_address("192.0.2.9")))
+    for settings, found in ((came, {("192.0.2.9", 80)}), (SETTINGS, set())):
+        desired.configure(settings)
+        desired.plan(0.0)
+        assert frontends(desired) == found
+        assert bool(desired.problems()) != bool(found)
 
 
 def test_withdrawn_nothing_of_it_is_left() -> None:

@@ -22,6 +22,7 @@ from dataplane.core.reference import (
     fate_of,
     rules,
 )
+from dataplane.core.reference.frontends import frontends_of
 from dataplane.model.net import Family, Protocol
 from dataplane.model.objects import (
     EndpointSlice,
@@ -443,14 +444,35 @@ def test_one_port_for_two_protocols() -> None:
     assert (got.service, got.rule) == ("shop/cart:dns", rules.NO_ENDPOINTS)
 
 
+PUBLISHED = Service(
+    "shop", "pod/web/1.0", ServiceType.HOST_PORT, (), (ServicePort("web", Protocol.TCP, 8888),),
+    families=(Family.V4, Family.V6),
+)  # fmt: skip
+
+
 def test_host_ports_keep_the_client() -> None:
-    service = Service(
-        "shop", "pod/web/1.0", ServiceType.HOST_PORT, (), (ServicePort("web", Protocol.TCP, 8888),),
-        families=(Family.V4,),
-    )  # fmt: skip
-    slices = replace(BOTH, service=service.name)
-    got = ask(world(service, slices), OUTSIDE, HERE, 8888)
+    slices = replace(BOTH, service=PUBLISHED.name)
+    got = ask(world(PUBLISHED, slices), OUTSIDE, HERE, 8888)
     assert (got.verdict.value, got.masquerade) == ("forward", False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served"),
+    [
+        ((), {HERE, "127.0.0.1"}),
+        (("127.0.0.1",), {"127.0.0.1"}),
+        (("127.8.9.10",), {"127.8.9.10"}),
+        (("::1",), {"::1"}),
+        ((OUTSIDE,), set()),
+        ((OUTSIDE, HERE), {HERE}),
+    ],
+)
+def test_host_ports_are_on_the_nodes_own_addresses(
+    asked: tuple[str, ...], served: set[str]
+) -> None:
+    service = replace(PUBLISHED, external_ips=tuple(map(ip_address, asked)))
+    seen = replace(world(service, BOTH), addresses=(ip_address(HERE),))
+    assert {str(a) for a, _, _ in frontends_of(seen).by_place} == served
 
 
 # ---- no Service ----

@@ -9,13 +9,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from dataplane.core.reference.values import Place, World
 from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.objects import Service, ServicePort, ServiceType
 
 LOOPBACK = ip_address("127.0.0.1")
+LOOPBACKS = ip_network("127.0.0.0/8"), ip_network("::1/128")
 
 PROXIED = frozenset(
     {
@@ -135,9 +136,21 @@ def doors(
             for address in service.external_ips:
                 yield address, port.port
         case Door.HOST_PORT:
-            for address in service.external_ips or world.addresses:
-                if not address.is_loopback:
-                    yield address, port.port
+            for address in host_port_addresses(world, service):
+                yield address, port.port
+
+
+def host_port_addresses(world: World, service: Service) -> Iterator[IPAddress]:
+    """Where a hostPort is served (CNI's portmap: --dst-type LOCAL; localhost of IPv4 by default).
+
+    external_ips is its hostIP: an address that is not the node's own is nothing to it.
+    """
+    own = [address for address in world.addresses if not address.is_loopback]
+    for asked in service.external_ips:
+        if asked in own or any(asked in loopback for loopback in LOOPBACKS):
+            yield asked
+    if not service.external_ips:
+        yield from (*own, LOOPBACK)
 
 
 def node_port_addresses(world: World) -> Iterator[IPAddress]:

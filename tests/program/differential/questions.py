@@ -46,7 +46,8 @@ def _doors(world: World, service: Service, rng: Random) -> list[Target]:
             asked = [*own, *cluster.LOOPBACK.values()]
             found += [(a, port.node_port, port.protocol, service) for a in asked]
         if host_port:
-            found += [(a, port.port, port.protocol, service) for a in own]
+            asked = [*own, *cluster.LOOPBACK.values()]
+            found += [(a, port.port, port.protocol, service) for a in asked]
         other = rng.choice(cluster.PROTOCOLS)
         found += [(a, port.port, other, service) for a in service.cluster_ips]
     return found

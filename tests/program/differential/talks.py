@@ -95,8 +95,8 @@ def begun(meant: Meant, sport: int, seen: Seen, world: World) -> Talk | None:
         return None
     family, frame = meant.sent.family, seen.frame
     return Talk(
-        meant, where_is(world, meant.question.destination), sport, destination_of(frame, family), source_of(frame, family),
-        source_port_of(frame, family),
+        meant, where_is(world, meant.question.destination), sport,
+        destination_of(frame, family), source_of(frame, family), source_port_of(frame, family),
     )  # fmt: skip
 
 

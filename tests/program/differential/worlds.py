@@ -30,6 +30,11 @@ PORTS = (80, 81, 53, 30001)
 NODE_PORTS = (0, 30001, 30002, 30003, 30004, 30005, 30006)
 TARGETS = (8080, 8081, 5353)
 PROTOCOLS = (*cluster.PROTOCOLS, *cluster.PROTOCOLS, Protocol.TCP)
+# What a pod may name as hostIP: of the node, loopback, and what is another's.
+HOST_IPS = [
+    cluster.OWN, cluster.OWN, cluster.OWN_SECOND, cluster.LOOPBACK,
+    cluster.EXTERNALS[0], cluster.FAR_SERVER, cluster.PEERS["two"],
+]  # fmt: skip
 CREATED = ("", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
 TYPES = (
     ServiceType.CLUSTER_IP, ServiceType.CLUSTER_IP, ServiceType.NODE_PORT, ServiceType.NODE_PORT,
@@ -128,10 +133,10 @@ class Maker:
         namespace, name = ("a", "b")[number % 2], f"s{number}"
         made = rng.choice(CREATED)
         if kind is ServiceType.HOST_PORT:
-            here = [cluster.OWN[f] for f in Family] if rng.random() < 0.5 else []
+            asked = self._some(HOST_IPS, 0.6)
             port = ServicePort("", rng.choice(PROTOCOLS), rng.choice((30001, 8888, 8889)))
             return Service(
-                namespace, name, kind, (), (port,), tuple(here), created=made,
+                namespace, name, kind, (), (port,), asked, created=made,
                 families=tuple(f for f in Family if rng.random() < 0.8),
             )  # fmt: skip
         ports = self._ports(kind is not ServiceType.CLUSTER_IP)

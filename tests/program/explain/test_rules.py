@@ -332,6 +332,15 @@ OVERLAY_PORTS = [{"name": "http", "port": 80, "protocol": "UDP", "nodePort": 300
 OVERLAY_SLICE: dict[str, Any] = {"ports": [{"name": "http", "port": 8472, "protocol": "UDP"}]}
 THEIR_OVERLAY = (*NODES, service(ports=OVERLAY_PORTS), piece("there", **OVERLAY_SLICE))
 OWN_OVERLAY = (*NODES, service(ports=OVERLAY_PORTS), piece("here", **OVERLAY_SLICE))
+ASKED = (  # by hostIP
+    *NODES,
+    pod("a1", {"containerPort": 81, "hostPort": 1111, "hostIP": "@loopback"},
+        {"containerPort": 82, "hostPort": 2222, "hostIP": "@loopback2"},
+        {"containerPort": 83, "hostPort": 3333, "hostIP": "@any"},
+        {"containerPort": 84, "hostPort": 4444, "hostIP": "@^any"},
+        {"containerPort": 53, "hostPort": 53, "hostIP": "@outside"},
+        {"containerPort": 53, "hostPort": 53, "hostIP": "@there", "protocol": "UDP"}),
+)  # fmt: skip
 BARE = (node("here", "east"), node("there", "west"), service(), piece("a1", "b1"))
 ROWS |= {
     "source ranges admit": forward(RANGES, "friend", "balancer:80", "a1", HIDDEN),
@@ -413,6 +422,55 @@ ROWS |= {
     "a host port, asked by the node": forward(PUBLISHED, "here", "here:8888", "a1:81", SEEN),
     "a host port with a hostIP": forward(PUBLISHED, "outside", "here2:9999", "a1:82", SEEN),
     "a hostIP is the only address": Row(PUBLISHED, "outside", "here:9999", "pass"),
+    "a host port, on the node's loopback": forward(
+        PUBLISHED, "here", "loopback:8888", "a1:81", SEEN, only=Family.V4
+    ),
+    "a host port, from loopback": forward(
+        PUBLISHED, "loopback", "loopback:8888", "a1:81", SEEN, only=Family.V4
+    ),
+    "a host port over UDP, on the node's loopback": forward(
+        PUBLISHED, "here", "loopback:8888", "a1:53", SEEN, only=Family.V4, protocol="udp"
+    ),
+    "a host port is on IPv6 loopback if it asks for it alone": Row(
+        PUBLISHED, "here", "loopback:8888", "pass", only=Family.V6
+    ),
+    **{
+        f"a host port on loopback is not for {who}": Row(PUBLISHED, who, "loopback:8888", "drop")
+        for who in ("a1", "a2", "outside")
+    },
+    "a hostIP that is not loopback is not there": Row(PUBLISHED, "here", "loopback:9999", "pass"),
+    "a hostIP on loopback": forward(ASKED, "here", "loopback:1111", "a1:81", SEEN),
+    "a hostIP on loopback, from there": forward(ASKED, "loopback", "loopback:1111", "a1:81", SEEN),
+    "a hostIP on loopback is there alone": Row(ASKED, "here", "here:1111", "pass"),
+    "a hostIP on another address of loopback": forward(
+        ASKED, "here", "loopback2:2222", "a1:82", SEEN
+    ),
+    "a hostIP on another address of loopback is not on the first": Row(
+        ASKED, "here", "loopback:2222", "pass", only=Family.V4
+    ),
+    **{
+        f"the unspecified hostIP is every address of its family: {name}": forward(
+            ASKED, "here", f"{name}:3333", "a1:83", SEEN
+        )
+        for name in ("here", "here2")
+    },
+    "the unspecified hostIP, from outside": forward(ASKED, "outside", "here:3333", "a1:83", SEEN),
+    "the unspecified hostIP, on the node's loopback": forward(
+        ASKED, "here", "loopback:3333", "a1:83", SEEN, only=Family.V4
+    ),
+    **{
+        f"the unspecified hostIP is not of the other family, asked by {who}": Row(
+            ASKED, who, "here:4444", "pass"
+        )
+        for who in ("here", "a2", "outside")
+    },
+    **{
+        f"a hostIP beyond the node takes nothing over: {to} asked by {who}": Row(
+            ASKED, who, to, "pass", protocol=protocol
+        )
+        for to, protocol in (("outside:53", "tcp"), ("there:53", "udp"))
+        for who in ("a1", "a2", "here", "friend")
+    },
     "another node's pod has its host port there": Row(PUBLISHED, "outside", "here:7777", "pass"),
     "on the node's own network nothing is translated": Row(
         PUBLISHED, "outside", "here:6666", "pass"
