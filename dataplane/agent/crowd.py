@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The connections of all health ports together: so many at most, and none that waits for ever.
 
-One client has a share of them, and who comes beyond it is shut out before anything is made
+So many answers a second at most, too, whoever asks: connections take turns. One client has a share of them, and who comes beyond it is shut out before anything is made
 for it: thousands of connections a second cost the loop, which is the datapath's, some
 microseconds each. At the most, a newcomer takes the place that was longest without an answer
 of the client with most places. So who opens many and says nothing keeps no load balancer
@@ -22,6 +22,8 @@ MOST_CONNECTIONS = 256
 SHARE = 4  # a client has a fourth
 # Longer than load balancers leave between two questions (mostly 5 to 30 s).
 PATIENCE_SECONDS = 60.0
+# An answer costs the loop a sixth of a millisecond: a sixth of a core at most.
+ANSWERS_A_SECOND = 1_000
 # Wait in the kernel; what a flood has put there is gone through in some tens of milliseconds.
 WAITING = 1024
 _AT_A_TIME = 32
@@ -39,11 +41,17 @@ class Crowd:
         self._most, self._patience = most, patience
         self._share = -(-most // SHARE)
         self._count = 0
+        self._turn = asyncio.Lock()
         self._ends: dict[str, dict[asyncio.BaseTransport, asyncio.TimerHandle]] = {}
 
     def takes(self, client: str) -> bool:
         """Whether this address may have another connection."""
         return len(self._ends.get(client, ())) < self._share
+
+    async def turn(self) -> None:
+        """Wait until it is a question's turn: they come first in, first out."""
+        async with self._turn:
+            await asyncio.sleep(1 / ANSWERS_A_SECOND)
 
     def answered(self, connection: asyncio.BaseTransport) -> None:
         """It may stay for another while; nothing if it has gone."""

@@ -280,6 +280,7 @@ def _runner(answering: Callable[[str], Answer | None], crowd: Crowd) -> web.AppR
     """An HTTP server that gives one answer to every method; it says nothing of itself."""
 
     async def handle(request: web.Request) -> web.Response:
+        await crowd.turn()
         if request.transport is not None:
             crowd.answered(request.transport)
         answer = answering(request.path)

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 import pytest
 
 from dataplane.agent import crowd
+from dataplane.agent.crowd import ANSWERS_A_SECOND
 from dataplane.agent.health import HealthServers, Vitals
 from dataplane.core.desired import Desired, Limits, Settings
 from dataplane.kernel import ports
@@ -208,6 +209,32 @@ class TestConnections:
                 writer.close()
 
         self.serve(vitals, clients, most=8, patience=60)
+
+    def test_questions_without_a_pause_leave_the_loop_to_others(self, vitals: Vitals) -> None:
+        async def count(reader: asyncio.StreamReader) -> int:
+            answered = 0
+            while said := await reader.readline():
+                answered += said.count(b"HTTP/1.1 200")  # a body does not end its line
+            return answered
+
+        async def clients(opens: Opens) -> None:
+            greedy = [await opens("127.0.0.2") for _ in range(2)]
+            for _, writer in greedy:
+                writer.write(ASKED * 5_000)
+            async with asyncio.TaskGroup() as tasks:
+                counts = [tasks.create_task(count(reader)) for reader, _ in greedy]
+                asking, loop = await opens("127.0.0.1"), asyncio.get_running_loop()
+                end = loop.time() + 1
+                while loop.time() < end:
+                    assert await self.status(asking) == b"200"
+                for _, writer in (*greedy, asking):
+                    writer.close()
+            took = loop.time() - end + 1
+            answered = sum(one.result() for one in counts)
+            print(f"{answered} answers in {took:.2f} s")
+            assert 0 < answered <= ANSWERS_A_SECOND * took
+
+        self.serve(vitals, clients, most=16, patience=60)
 
     def test_without_descriptors_the_loop_goes_on_and_the_door_opens_again(
         self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch
