@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from dataplane.explain.scene import Scene
 
 PROTOCOLS = ("tcp", "udp", "sctp")
+# Until an interrupted batch has cleaned up; verifying programs comes first and takes longest.
+_ENDING_SECONDS = 30.0
 
 
 def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -100,9 +104,9 @@ def _batch(args: argparse.Namespace) -> list[Question]:
         return []
     if args.source is not None or args.to is not None:
         raise BadInput("--batch", "--from or --to is given too", "give one of the two")
-    if args.batch == "-":
-        return batch("<stdin>", sys.stdin)
     try:
+        if args.batch == "-":
+            return batch("<stdin>", sys.stdin)
         with Path(args.batch).open(encoding="utf-8") as file:
             return batch(args.batch, file)
     except OSError as error:
@@ -144,7 +148,27 @@ def _answers(
         check_programs(bpffs(args), bundle)
     world = staged.world if staged else None
     elsewhere = staged.elsewhere if staged else None
-    return iter(run_apart(lambda: list(explain(bundle, scene, world, asked, elsewhere=elsewhere))))
+    interrupted, ended = threading.Event(), threading.Event()
+
+    def answered() -> list[Explained]:
+        try:
+            return list(
+                takewhile(
+                    lambda _: not interrupted.is_set(),
+                    explain(bundle, scene, world, asked, elsewhere=elsewhere),
+                )
+            )
+        finally:
+            ended.set()
+
+    try:
+        return iter(run_apart(answered))
+    except KeyboardInterrupt:
+        # The thread answers no more, and takes its cgroup away; Python 3.11 forgets a thread
+        # whose join() was interrupted, and would end this process before.
+        interrupted.set()
+        ended.wait(_ENDING_SECONDS)
+        raise
 
 
 def _run_health(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dataplane.model.errors import BadInput
+from dataplane.sources.documents import one_document
 
 if TYPE_CHECKING:
     from cli.main import Subparsers
@@ -93,11 +94,7 @@ def settings_of(args: argparse.Namespace) -> Object:
             raise BadInput(f"--set {word}", "is not KEY=VALUE")
         if key in OF_ONE_NODE:
             raise BadInput(f"--set {key}", "is one node's, and this is the config of all nodes")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as failure:
-            why = " ".join(str(failure).split())
-            raise BadInput(f"--set {key}", f"its value is not YAML: {why}") from failure
+        settings[key] = one_document(f"--set {key}", value)
     from dataplane.agent.config import unserved
 
     for problem in unserved(_parsed(settings)):

@@ -14,8 +14,6 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from cli.render import add_output
 from dataplane.abi.layout import abi
 from dataplane.kernel.loader import check_bpffs
@@ -25,6 +23,7 @@ from dataplane.model.errors import BadEnvironment, BadInput
 from dataplane.model.names import ServiceName
 from dataplane.model.net import Family, Protocol
 from dataplane.model.rows import Table
+from dataplane.sources.documents import read_one
 
 DEFAULT_BPFFS = Path("/sys/fs/bpf/podlane")
 _SIOCGIFHWADDR = 0x8927  # linux/sockios.h
@@ -78,12 +77,9 @@ def bpffs(args: argparse.Namespace) -> Path:
     if args.config is None:
         return DEFAULT_BPFFS
     what, step = f"config {args.config}", "give the config file that the agent runs with"
-    try:
-        config = yaml.safe_load(args.config.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(what, " ".join(str(error).split()), step) from error
+    config = read_one(what, args.config)
     folder = config.get("bpffsDir", str(DEFAULT_BPFFS)) if isinstance(config, dict) else None
-    if not isinstance(folder, str):
+    if not isinstance(folder, str) or "\0" in folder:
         raise BadInput(what, "it is no mapping, or its bpffsDir no path", step)
     return Path(folder)
 

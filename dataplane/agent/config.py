@@ -16,12 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import yaml
-
 from dataplane.agent.facts import check_ranges
 from dataplane.model.errors import BadInput
 from dataplane.model.net import IPAddress, IPNetwork
 from dataplane.model.objects import Problem
+from dataplane.sources.documents import read_one
 
 T = TypeVar("T")
 
@@ -106,19 +105,7 @@ def load(path: Path, *, node_name: str = "") -> Config:
         BadInput: unreadable, not YAML (with line and column), an unknown key, a value of a
             wrong type, or settings that contradict each other.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        why = failure.strerror if isinstance(failure, OSError) else "is not UTF-8 text"
-        raise BadInput(f"config {path}", str(why)) from failure
-    try:
-        document = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.MarkedYAMLError as failure:
-        mark = failure.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise BadInput(f"config {path}{place}", failure.problem or "is not YAML") from failure
-    except yaml.YAMLError as failure:
-        raise BadInput(f"config {path}", f"is not YAML: {failure}") from failure
+    document = read_one(f"config {path}", path)
     return parse({} if document is None else document, str(path), node_name=node_name)
 
 
@@ -184,15 +171,22 @@ def _refuse_contradictions(config: Config, source: str) -> None:
 # -- readers of one value: each returns it checked or raises ValueError with the reason --------
 
 
+def _shown(value: object) -> str:
+    """A value in a message; not what is in it, which aliases can make larger than memory."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return repr(value)
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"must be a text, not {value!r}")
+        raise ValueError(f"must be a text, not {_shown(value)}")
     return value
 
 
 def _bool(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {value!r}")
+        raise ValueError(f"must be true or false, not {_shown(value)}")
     return value
 
 
@@ -206,7 +200,7 @@ def _node_name(value: object) -> str:
 def _list(reader: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
     def read(value: object) -> tuple[T, ...]:
         if not isinstance(value, list):
-            raise ValueError(f"must be a list, not {value!r}")
+            raise ValueError(f"must be a list, not {_shown(value)}")
         found = tuple(reader(item) for item in value)
         if len(set(found)) != len(found):
             raise ValueError("names one thing twice")
@@ -250,7 +244,7 @@ def _device(value: object) -> str:
 def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in words:
-            raise ValueError(f"must be one of {', '.join(words)}, not {value!r}")
+            raise ValueError(f"must be one of {', '.join(words)}, not {_shown(value)}")
         return str(value)
 
     return read
@@ -258,7 +252,7 @@ def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
 
 def _mtu(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"must be a number, not {value!r}")
+        raise ValueError(f"must be a number, not {_shown(value)}")
     if not _MTU_MIN <= value <= _MTU_MAX:
         raise ValueError(f"must be {_MTU_MIN} to {_MTU_MAX}, not {value}")
     return value
@@ -266,10 +260,10 @@ def _mtu(value: object) -> int:
 
 def _sizes(value: object) -> Mapping[str, int]:
     if not isinstance(value, dict):
-        raise ValueError(f"must be a mapping of map names to numbers, not {value!r}")
+        raise ValueError(f"must be a mapping of map names to numbers, not {_shown(value)}")
     for name, size in value.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31:
-            raise ValueError(f"{name}: must be a number of entries, not {size!r}")
+            raise ValueError(f"{name}: must be a number of entries, not {_shown(size)}")
         if size > _MOST.get(name, size):
             raise ValueError(f"{name}: at most {_MOST[name]}, not {size}")
     given = {_text(name): size for name, size in value.items()}
@@ -280,7 +274,7 @@ def _sizes(value: object) -> Mapping[str, int]:
 
 def _path(value: object) -> Path:
     path = Path(_text(value))
-    if not path.is_absolute() or ".." in path.parts:
+    if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise ValueError(f"must be an absolute path without '..', not {value!r}")
     return path
 

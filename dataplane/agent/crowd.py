@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The connections of all health ports together: so many at most, and none that waits for ever.
 
-So many answers a second at most, too, whoever asks: connections take turns. One client has a share of them, and who comes beyond it is shut out before anything is made
-for it: thousands of connections a second cost the loop, which is the datapath's, some
-microseconds each. At the most, a newcomer takes the place that was longest without an answer
-of the client with most places. So who opens many and says nothing keeps no load balancer
-out. Must not know HTTP.
+So many answers a second at most, too, whoever asks: connections take turns. One client has a
+share of them, and who comes beyond it is shut out before anything is made for it: thousands
+of connections a second cost the loop, which is the datapath's, some microseconds each. At the
+most, a newcomer takes the place that was longest without an answer of the client with most
+places. So who opens many and says nothing keeps no load balancer out. Must not know HTTP.
 """
 
 from __future__ import annotations

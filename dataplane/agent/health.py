@@ -147,6 +147,7 @@ class HealthServers:
         self._node_address = node_address
         self._open: dict[Listener, _Open] = {}
         self._failed: list[Problem] = []
+        self._holders: dict[Listener, str] = {}
         self._contested: tuple[Problem, ...] = ()
         self._served: Mapping[tuple[str, str], Service] = {}
         self._settings: object = None
@@ -171,7 +172,11 @@ class HealthServers:
                     await self._try(listener, owner)
                 except OSError as refusal:
                     refused[listener] = refusal
-        self._failed = _problems(wanted, refused)
+        await self._look_for_holders(refused)
+        self._failed = [
+            wanted[at].problem(f"{_place(at)} {self._why(at, refusal)}")
+            for at, refusal in refused.items()
+        ]
         self._next = time.monotonic() + RETRY_SECONDS
 
     def wake(self) -> float | None:
@@ -218,6 +223,21 @@ class HealthServers:
         key = owner.namespace, owner.name
         return lambda _: self._vitals.of_service(key, listener.family)
 
+    # -- who has a port that is taken ------------------------------------------------
+
+    async def _look_for_holders(self, refused: Mapping[Listener, OSError]) -> None:
+        """Once a taking, and in a thread: it reads every descriptor of every process."""
+        taken = {at for at, refusal in refused.items() if refusal.errno == errno.EADDRINUSE}
+        self._holders = {at: who for at, who in self._holders.items() if at in taken}
+        new = taken - self._holders.keys()
+        if new:
+            found = await asyncio.to_thread(ports.listeners, {at.port for at in new})
+            self._holders |= {at: found[at.port] for at in new}
+
+    def _why(self, at: Listener, refusal: OSError) -> str:
+        holder = self._holders.get(at)
+        return f"is taken by {holder}" if holder else str(refusal.strerror)
+
     # -- sockets -------------------------------------------------------------------
 
     async def _try(self, listener: Listener, owner: _Owner) -> None:
@@ -236,20 +256,6 @@ class HealthServers:
         ending = asyncio.create_task(opened.runner.cleanup())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
-
-
-def _problems(
-    wanted: Mapping[Listener, _Owner], refused: Mapping[Listener, OSError]
-) -> list[Problem]:
-    """What became of listeners that were refused."""
-    taken = {at.port for at, refusal in refused.items() if refusal.errno == errno.EADDRINUSE}
-    holders = ports.listeners(taken) if taken else {}
-    found = []
-    for at, refusal in refused.items():
-        holder = holders.get(at.port) if refusal.errno == errno.EADDRINUSE else None
-        why = f"is taken by {holder}" if holder else str(refusal.strerror)
-        found.append(wanted[at].problem(f"{_place(at)} {why}"))
-    return found
 
 
 def _place(listener: Listener) -> str:

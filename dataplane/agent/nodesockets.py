@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from dataplane.abi.codec import codec
@@ -35,12 +35,25 @@ SOCKETS = {family: Table("sockets", family) for family in Family}
 # A program that read the set before it changed may end after the first look, and its socket
 # is found only once its connect() has gone on from there.
 LOOKS = (0.0, 0.1, 0.2, 0.4)
-NOT_CLOSED = Problem(
-    "kernel",
-    "INET_DIAG_DESTROY",
-    "this kernel closes no sockets on request: the node's own connections to a removed backend"
-    " end by their own time-outs, and its connected UDP sockets must be connected anew",
-)
+# A look that failed is taken again: a datagram's owner may talk to a gone backend for ever.
+RETRY_SECONDS = 5.0
+# What becomes of sockets that this kernel does not close.
+NOT_CLOSED = {
+    Protocol.TCP: "the node's own connections to a removed backend end by their own time-outs",
+    Protocol.UDP: "the node's sockets that are connected to a removed backend must be connected anew",
+}
+
+
+def not_closed(diag: SockDiag) -> dict[Protocol, Problem]:
+    """The protocols whose sockets this kernel does not close on request, and why."""
+    found = {}
+    for protocol, so in NOT_CLOSED.items():
+        option = diag.missing(protocol)
+        if option:
+            verb = "closes" if option == "INET_DIAG_DESTROY" else "finds"
+            why = f"this kernel {verb} no {protocol.name} sockets on request: {so}"
+            found[protocol] = Problem("kernel", f"CONFIG_{option}", why)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +81,8 @@ class NodeSockets:
         self._wanted = asyncio.Event()
         self._diag = SockDiag()
         self.cgroup = sockets.find_cgroup(config.cgroup_root)
-        self.problems = () if self._diag.can_destroy() else (NOT_CLOSED,)
+        self._not_closed = not_closed(self._diag)
+        self.problems = tuple(self._not_closed.values())
 
     def attach(self, undo: ExitStack) -> Iterator[str]:
         """Put the programs in place, and let go of other versions'; words on what moved.
@@ -105,14 +119,21 @@ class NodeSockets:
     async def run(self) -> None:
         """Close sockets whose backend is gone, until cancelled; looks once at the start."""
         self._wanted.set()
+        told = ""
         try:
             while True:
                 await self._wanted.wait()
                 self._wanted.clear()
                 try:
                     await self._close_gone()
+                    told = ""
                 except (OSError, PodlaneError) as failure:  # BpfError is an OSError
-                    log("sockets_not_closed", why=str(failure))
+                    if str(failure) != told:
+                        told = str(failure)
+                        log("sockets_not_closed", why=told, tried_again_every=RETRY_SECONDS)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._wanted.wait(), RETRY_SECONDS)
+                    self._wanted.set()
         finally:
             self._diag.close()
 
@@ -123,8 +144,7 @@ class NodeSockets:
             left = [one async for one in self._gone()]
             if not left and number:
                 break
-            if not self.problems:
-                closed += await self._close(left)
+            closed += await self._close(left)
         else:
             # No socket has them: a connection that failed, or is older than the agent's look.
             for one in left:
@@ -140,17 +160,24 @@ class NodeSockets:
         """
         wanted: dict[tuple[IPAddress, int, int], dict[int, _Left]] = {}
         for one in left:
+            if one.flow.protocol in self._not_closed:
+                continue
             peer = one.flow.backend, one.flow.backend_port, one.flow.protocol
             (cookie,) = struct.unpack("=Q", one.key)
             wanted.setdefault(peer, {})[cookie] = one
-        closed = 0
+        closed, refused = 0, None
         for peer, of_peer in wanted.items():
             for found in self._diag.connected_to(*peer):
                 record = of_peer.get(found.cookie)
                 # Its owner may have connected it anew: to the same pod, by another Service.
                 if record is not None and self._stands(record):
-                    closed += self._diag.destroy(found)
+                    try:
+                        closed += self._diag.destroy(found)
+                    except OSError as error:
+                        refused = error
             await asyncio.sleep(0)
+        if refused is not None:
+            raise refused
         return closed
 
     def _stands(self, one: _Left) -> bool:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dataplane.explain import caller
 from dataplane.explain.frames import Seen
@@ -32,6 +32,13 @@ from dataplane.model.net import Family, Protocol
 from dataplane.model.rows import Table
 
 _CALLS = {Protocol.TCP: "connect", Protocol.UDP: "sendmsg"}
+# What helps where the call that is its key was refused.
+_STEPS = {
+    "socket": "switch IPv6 on, or ask for an IPv4 flow",
+    "setsockopt": "ask on a machine with Linux 4.15 or newer",
+    "bind": "ask from another address of the node",
+    "cgroup.procs": "it must be possible to move a process into a new cgroup2 folder",
+}
 _TO_FRONTEND = 0  # enum socket_side
 PROGRAMS = tuple(f"{name}_{family:d}" for name in _CALLS.values() for family in Family)
 
@@ -51,7 +58,11 @@ class CallTrials:
         return program_for(question)
 
     def run(self, question: Question, number: int) -> Trial:
-        """A call of a new socket; which one it is decides the backend, so number does not."""
+        """A call of a new socket; which one it is decides the backend, so number does not.
+
+        Raises:
+            BadEnvironment: this machine lets no process call from that address.
+        """
         self._scratch.forget()
         asked = {
             "family": int(question.family),
@@ -61,6 +72,9 @@ class CallTrials:
             "port": question.port,
         }
         answer = self._tell(json.dumps(asked))
+        if "refused" in answer:
+            why = f"this machine refuses {answer['refused']}: {os.strerror(answer['errno'])}"
+            raise BadEnvironment(f"a flow from {question.source}", why, _STEPS[answer["refused"]])
         flow = self._remembered(question, answer["cookie"])
         said = self._scratch.said()
         self._to.write("\n")  # the socket may be closed
@@ -84,11 +98,11 @@ class CallTrials:
         found: SocketFlow | None = self._scratch.get(Table(name, question.family), key)
         return found
 
-    def _tell(self, line: str) -> dict[str, int]:
+    def _tell(self, line: str) -> dict[str, Any]:
         try:
             self._to.write(line + "\n")
             self._to.flush()
-            answer: dict[str, int] = json.loads(self._back.readline())
+            answer: dict[str, Any] = json.loads(self._back.readline())
         except (OSError, ValueError):
             raise Contradiction("explain's own process", "ended before it answered") from None
         return answer
@@ -116,7 +130,14 @@ def calling(scratch: Scratch, bundle: Bundle, root: Path | None) -> Iterator[Cal
         undo.enter_context(sockets.attached(places, programs, folder))
         command = [sys.executable, "-I", "-S", str(Path(caller.__file__)), str(folder)]
         child = undo.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            # In a group of its own: Ctrl-C is ours, and it ends when its input does.
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,
+            )
         )
         assert child.stdin is not None
         assert child.stdout is not None

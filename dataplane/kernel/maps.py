@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from dataplane.kernel.loader import Datapath
 from dataplane.model.errors import BadEnvironment, Contradiction, TableFull
 from dataplane.model.rows import Table
 
-_FULL = frozenset({errno.E2BIG, errno.ENOSPC, errno.ENOMEM})
+_FULL = frozenset({errno.E2BIG, errno.ENOSPC})
+# Seconds to wait for memory, at most once each a step of a plan: hash maps without
+# preallocation take entries from small stocks that the kernel fills up behind them.
+_MEMORY_PAUSES = (0.001, 0.01, 0.05)
 
 
 class _Open:
@@ -138,7 +142,8 @@ class Writer:
         self._opened: dict[Table, _Open] = {}
 
     def execute(self, plan: Plan) -> tuple[TableFull, ...]:
-        """Do the steps in order; the entries that a full map has no room for are returned.
+        """Do the steps in order; returned are the entries that a full map has no room for, or
+        the kernel no memory.
 
         Raises:
             BadEnvironment: the kernel refused something else; later steps are not done.
@@ -164,17 +169,21 @@ class Writer:
 
     def _upsert(self, opened: _Open, rows: Sequence[tuple[Key, Row]]) -> Iterator[TableFull]:
         done = _batch(opened, *opened.codec.pack(rows))
-        for key, row in rows[done:]:  # the map is full: one by one, to know for whom
-            try:
-                _update(opened, opened.codec.key(key), opened.codec.value(row))
-            except BpfError as error:
-                if error.errno not in _FULL:
-                    raise _refusal(opened.table, key, error) from error
-                yield TableFull(
-                    f"{opened.table.pin}: {key}",
-                    f"the map is full at {opened.info.max_entries} entries",
-                    f"raise mapSizes.{opened.table.name}",
-                )
+        pauses = iter(_MEMORY_PAUSES)
+        for key, row in rows[done:]:  # some found no room: one by one, to know for whom
+            error = _tried(opened, opened.codec.key(key), opened.codec.value(row), pauses)
+            if error is None:
+                continue
+            what = f"{opened.table.pin}: {key}"
+            if error.errno == errno.ENOMEM:
+                why = "the kernel has no memory for it"
+                step = "give the machine, or the agent's cgroup, more memory and restart the agent"
+            elif error.errno in _FULL:
+                why = f"the map is full at {opened.info.max_entries} entries"
+                step = f"raise mapSizes.{opened.table.name}"
+            else:
+                raise _refusal(opened.table, key, error) from error
+            yield TableFull(what, why, step)
 
     def _delete(self, opened: _Open, keys: Sequence[Key]) -> None:
         packed, done = b"".join(map(opened.codec.key, keys)), 0
@@ -194,19 +203,32 @@ class Writer:
 
 
 def _batch(opened: _Open, keys: bytes, values: bytes, count: int) -> int:
-    """Write entries; how many were written before the map was full."""
+    """Write entries; how many were written before there was no room."""
     if opened.words is not None:
         return _store(opened.words, keys, values, opened.info.max_entries)
     try:
         bpf.map_update_batch(opened.fd, keys, values, count)
     except BpfError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL or error.errno == errno.ENOMEM:
             return error.done
         key = opened.codec.parse_key(
             keys[error.done * opened.info.key_size :][: opened.info.key_size]
         )
         raise _refusal(opened.table, key, error) from error
     return count
+
+
+def _tried(opened: _Open, key: bytes, value: bytes, pauses: Iterator[float]) -> BpfError | None:
+    """Write an entry, again after the next pause where memory was short; what refused it."""
+    while True:
+        try:
+            _update(opened, key, value)
+            return None
+        except BpfError as error:
+            pause = next(pauses, None) if error.errno == errno.ENOMEM else None
+            if pause is None:
+                return error
+        time.sleep(pause)
 
 
 def _update(opened: _Open, key: bytes, value: bytes) -> None:

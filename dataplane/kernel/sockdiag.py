@@ -26,6 +26,8 @@ _REQ = struct.Struct("=BBBBI48s")  # struct inet_diag_req_v2
 _MSG = struct.Struct("=BBBB48s20x")  # struct inet_diag_msg
 _COOKIE_AT = 40  # in struct inet_diag_sockid
 _BYTECODE, _PEER_IS = 1, 8  # INET_DIAG_REQ_BYTECODE, INET_DIAG_BC_D_COND
+# What finds sockets of a protocol, built in or as a module: tcp_diag, udp_diag.
+_OPTIONS = {socket.IPPROTO_TCP: "INET_TCP_DIAG", socket.IPPROTO_UDP: "INET_UDP_DIAG"}
 # All that send: no listeners (10), TIME_WAIT (6), closed ones (7) or half-open requests (3).
 _STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 11))
 
@@ -53,13 +55,19 @@ class SockDiag:
     def close(self) -> None:
         self._socket.close()
 
-    def can_destroy(self) -> bool:
-        """Whether this kernel closes sockets on request (CONFIG_INET_DIAG_DESTROY)."""
-        nobody = bytes(_COOKIE_AT) + b"\xff" * 8
-        return all(
-            self._destroy(Found(socket.AF_INET, protocol, nobody)) != errno.EOPNOTSUPP
-            for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
-        )
+    def missing(self, protocol: int) -> str:
+        """The kernel's option for want of which no such socket is found or closed, if any is.
+
+        The question is for no state, so it costs no walk through all sockets. Another refusal
+        is no want of the kernel's: whoever asks in earnest hears it.
+        """
+        try:
+            list(self._dump(socket.AF_INET, protocol, states=0))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return _OPTIONS[protocol]
+        nobody = Found(socket.AF_INET, protocol, bytes(_COOKIE_AT) + b"\xff" * 8)
+        return "INET_DIAG_DESTROY" if self._destroy(nobody) == errno.EOPNOTSUPP else ""
 
     def connected_to(self, peer: IPAddress, port: int, protocol: int) -> Iterator[Found]:
         """Sockets with this peer; for IPv4 also IPv6 sockets that talk IPv4.
@@ -68,7 +76,7 @@ class SockDiag:
         """
         families = [socket.AF_INET6] if peer.version == 6 else [socket.AF_INET, socket.AF_INET6]
         for family in families:
-            yield from self._dump(family, protocol, _peer_is(peer, port))
+            yield from self._dump(family, protocol, _peer_is(peer, port), _STATES)
 
     def destroy(self, found: Found) -> bool:
         """Close a socket; False if it was gone, or has another peer now.
@@ -85,22 +93,24 @@ class SockDiag:
         self._send(_DESTROY, _REQUEST | _ACK, body)
         for kind, data in self._receive():
             if kind == _ERROR:
-                return -int(struct.unpack_from("=i", data)[0])
+                return _error(data)
         return 0
 
-    def _dump(self, family: int, protocol: int, code: bytes) -> Iterator[Found]:
-        attribute = struct.pack("=HH", 4 + len(code), _BYTECODE) + code
-        body = _REQ.pack(family, protocol, 0, 0, _STATES, bytes(48)) + attribute
+    def _dump(
+        self, family: int, protocol: int, code: bytes = b"", states: int = 0
+    ) -> Iterator[Found]:
+        attribute = struct.pack("=HH", 4 + len(code), _BYTECODE) + code if code else b""
+        body = _REQ.pack(family, protocol, 0, 0, states, bytes(48)) + attribute
         self._send(_BY_FAMILY, _REQUEST | _DUMP, body)
         found: list[Found] = []  # whole before the first is used: a request may come in between
         while True:
             for kind, data in self._receive():
-                if kind == _DONE:
+                if kind in (_DONE, _ERROR):
+                    number = _error(data)
+                    if number or kind == _ERROR:
+                        raise OSError(number, f"sock_diag: {os.strerror(number)}")
                     yield from found
                     return
-                if kind == _ERROR:
-                    number = -struct.unpack_from("=i", data)[0]
-                    raise OSError(number, f"sock_diag: {os.strerror(number)}")
                 found.append(Found(family, protocol, _MSG.unpack_from(data)[4]))
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
@@ -112,6 +122,16 @@ class SockDiag:
             length, kind, *_ = _HEADER.unpack_from(data)
             yield kind, data[_HEADER.size : length]
             data = data[(length + 3) & ~3 :]
+
+
+def _error(data: bytes) -> int:
+    """The errno of NLMSG_ERROR or NLMSG_DONE; 0 if all went well.
+
+    A dump that fails after it began (no module for the protocol is such a one) ends as one
+    that found nothing, and only this number differs. A positive one is a length.
+    """
+    number: int = struct.unpack_from("=i", data)[0] if len(data) >= 4 else 0
+    return max(-number, 0)
 
 
 def _peer_is(peer: IPv4Address | IPv6Address, port: int) -> bytes:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text to documents: YAML and JSON with positions, and the files that hold them.
 
-Must not know kinds of objects. Scalars mean what they mean to Kubernetes, which
-goes through JSON: no dates, no base-60 numbers, no key given twice.
+All YAML that podlane reads is read here, configs too: PyYAML ends in a dozen ways on text
+that it does not like, and every one must be a BadInput. Must not know kinds of objects.
+Scalars mean what they mean to Kubernetes, which goes through JSON: no dates, no base-60
+numbers, no key given twice.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Protocol
@@ -24,8 +26,48 @@ from dataplane.sources.fields import Path
 SUFFIXES = (".json", ".yaml", ".yml")
 
 
+# Python refuses to write integers that are longer, and messages must be able to name them.
+_LONGEST_NUMBER = 1000
+# Entries that merge keys (<<) may copy: a list of ten that merge ten each grows by powers.
+_MOST_MERGED = 1_000_000
+
+
 class _Loader(yaml.CSafeLoader):
     """YAML as Kubernetes reads it: a date is a string, `1:20` is one too."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # Without merge keys a text has fewer entries than characters.
+        self._entries_left = len(text) + _MOST_MERGED
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """PyYAML's, which calls this for each mapping before it copies its entries."""
+        super().flatten_mapping(node)
+        self._entries_left -= len(node.value)
+        if self._entries_left < 0:
+            raise yaml.MarkedYAMLError(
+                None, None, "merge keys make too much of it", node.start_mark
+            )
+
+
+_Constructor = Callable[[_Loader, yaml.Node], object]
+
+
+def _checked(name: str, construct: _Constructor) -> _Constructor:
+    """A scalar's constructor, where a value that is none of its tag has its place told."""
+
+    def checked(loader: _Loader, node: yaml.Node) -> object:
+        text = node.value
+        try:
+            if name == "int" and isinstance(text, str) and len(text) > _LONGEST_NUMBER:
+                raise ValueError(text)
+            return construct(loader, node)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):
+            shown = repr(text) if len(text) < 80 else f"{text[:60]!r}…"
+            why = f"{shown} is no value of !!{name}"
+            raise yaml.MarkedYAMLError(None, None, why, node.start_mark) from None
+
+    return checked
 
 
 _DEEPEST = 500
@@ -46,6 +88,9 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(
         _PREFIX + _name, re.compile(f"^(?:{_pattern.pattern})$"), list(_first)
     )
+for _name in ("bool", "int", "float", "timestamp", "binary"):
+    _constructor = _Loader.yaml_constructors[_PREFIX + _name]
+    _Loader.add_constructor(_PREFIX + _name, _checked(_name, _constructor))
 
 
 class _Mark(Protocol):
@@ -125,6 +170,29 @@ def parse(file: str, text: str) -> Iterator[Document]:
         raise BadInput(
             file, "is nested too deep", "no manifest needs this; look at the file"
         ) from None
+
+
+def one_document(what: str, text: str) -> object:
+    """The data of the one YAML document of `text`; None if it is empty.
+
+    Args:
+        what: what messages call it, before line and column.
+
+    Raises:
+        BadInput: it does not parse, or has two documents; says line and column.
+    """
+    try:
+        found = list(_parse_yaml(what, text))
+    except RecursionError:
+        raise BadInput(what, "is nested too deep") from None
+    if len(found) > 1:
+        raise BadInput(found[1].locate(()), "is a second document", "give one")
+    return found[0].data if found else None
+
+
+def read_one(what: str, path: FilePath) -> object:
+    """As `one_document`, of a file; BadInput too if it can't be read or is not UTF-8."""
+    return one_document(what, read_text(path, what))
 
 
 def _refuse_depth(file: str, text: str) -> None:
@@ -224,16 +292,17 @@ def _json_error(file: str, error: ValueError) -> BadInput:
     return BadInput(file, f"does not parse as JSON: {error}")
 
 
-def read_text(path: FilePath) -> str:
-    """The text of a file.
+def read_text(path: FilePath, what: str = "") -> str:
+    """The text of a file, which messages call `what` or by its path.
 
     Raises:
         BadInput: it can't be read, or is not UTF-8.
     """
+    what = what or str(path)
     try:
-        return decode(str(path), path.read_bytes())
+        return decode(what, path.read_bytes())
     except OSError as error:
-        raise BadInput(str(path), f"can't be read: {error.strerror}") from None
+        raise BadInput(what, f"can't be read: {error.strerror}") from None
 
 
 def decode(file: str, raw: bytes) -> str:

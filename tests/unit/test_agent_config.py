@@ -159,6 +159,29 @@ def test_a_syntax_error_is_told_with_line_and_column(tmp_path: Path) -> None:
         config.load(file)
 
 
+def test_dates_are_texts_and_a_key_may_stand_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("nodeName: 2024-13-45\n")
+    assert config.load(file).node_name == "2024-13-45"
+    for text, place in (
+        ("podCIDRs: [2024-02-30]", f"config {file}: podCIDRs: '2024-02-30' is no range"),
+        ("mode: vxlan\nmtu: 0b_", f"config {file}:2:6: "),
+        ("mode: vxlan\nmode: native", f"config {file}:2:1: "),
+    ):
+        file.write_text(text)
+        with pytest.raises(BadInput, match=f"^{place}"):
+            config.load(file)
+
+
+def test_a_value_that_grows_by_aliases_is_not_written_out(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    lines = ["a0: &a0 [x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    file.write_text("\n".join(["uplinks:", *(f"  {line}" for line in lines), "nodeName: *a29"]))
+    with pytest.raises(BadInput, match="must be a list, not a mapping"):
+        config.load(file)
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="No such file or directory"):
         config.load(tmp_path / "none.yaml")

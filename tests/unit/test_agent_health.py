@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +15,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from dataplane.agent import crowd
+from dataplane.agent import crowd, health
 from dataplane.agent.crowd import ANSWERS_A_SECOND
 from dataplane.agent.health import HealthServers, Vitals
 from dataplane.core.desired import Desired, Limits, Settings
@@ -282,6 +283,42 @@ class TestConnections:
         assert len(taken) == 1
         assert "is taken by " in taken[0]
         assert f"(pid {os.getpid()})" in taken[0]
+
+    def test_the_process_is_looked_for_once_a_taking_and_beside_the_loop(
+        self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked: list[tuple[set[int], bool]] = []
+
+        def listeners(wanted: set[int]) -> dict[int, str]:
+            beside = threading.current_thread() is not threading.main_thread()
+            looked.append((wanted, beside))
+            return dict.fromkeys(wanted, f"holder {len(looked)}")
+
+        monkeypatch.setattr(ports, "listeners", listeners)
+        monkeypatch.setattr(health, "RETRY_SECONDS", 0.0)
+
+        async def run() -> None:
+            with socket.socket() as place:
+                place.bind(("127.0.0.1", 0))
+                address, port = place.getsockname()
+            servers = HealthServers(vitals, (ip_address(address), port))
+
+            async def taken_by() -> list[str]:
+                await servers.settle()
+                said = [str(one) for one in servers.problems() if "healthzAddress" in str(one)]
+                return [one.partition("is taken by ")[2] for one in said]
+
+            for holder in ("holder 1", "holder 2"):
+                with socket.create_server((address, port)):
+                    assert [await taken_by() for _ in range(3)] == [[holder]] * 3
+                assert await taken_by() == []
+                for listener in list(servers._open):
+                    servers._close(listener)
+                servers._served = {}  # so that it is tried again
+            assert looked == [({port}, True)] * 2
+            await servers.close()
+
+        asyncio.run(run())
 
 
 class TestPorts:

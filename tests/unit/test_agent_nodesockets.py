@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from dataplane.agent.nodesockets import SOCKETS, NodeSockets, _Left
 from dataplane.kernel import bpf, sockdiag
 from dataplane.model.flow import SocketFlow
 from dataplane.model.net import Family, Protocol
+from dataplane.model.objects import Problem
 
 FLOW = SocketFlow(
     generation=7, started=1, frontend=ip_address("10.96.0.1"), backend=ip_address("10.244.1.11"),
@@ -31,7 +33,7 @@ class Looked(NodeSockets):
         self._maps = {Family.V4: 0}
         self.finds, self.looks = list(finds), 0
         self.asked_for: list[_Left] = []
-        self.problems = ()
+        self._not_closed = {}
 
     async def _gone(self) -> AsyncIterator[_Left]:
         self.looks += 1
@@ -109,3 +111,100 @@ def test_a_socket_is_called_by_its_frontend_until_it_is_closed(
     sockets._diag = diag  # type: ignore[assignment]
     assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (not anew)
     assert diag.at_end == ([] if anew else [records[LEFT.key]])
+
+
+def test_a_socket_that_is_not_closed_keeps_no_other(
+    records: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets, diag = Looked(), Found(records)
+    sockets._diag = diag  # type: ignore[assignment]
+    other = replace(LEFT, flow=replace(FLOW, backend=ip_address("10.244.1.12")))
+    monkeypatch.setattr(sockets, "_stands", lambda _one: True)
+    tried = []
+
+    def destroy(found: sockdiag.Found) -> bool:
+        tried.append(found)
+        raise OSError(errno.EOPNOTSUPP, "closing a socket")
+
+    monkeypatch.setattr(diag, "destroy", destroy)
+    with pytest.raises(OSError, match="closing a socket"):
+        asyncio.run(NodeSockets._close(sockets, [LEFT, other]))
+    assert len(tried) == 2
+
+
+def test_sockets_that_this_kernel_does_not_find_are_not_asked_for(
+    records: dict[bytes, bytes],
+) -> None:
+    sockets, diag = Looked(), Found(records)
+    sockets._diag = diag  # type: ignore[assignment]
+    sockets._not_closed = {Protocol.UDP: Problem("kernel", "CONFIG_INET_UDP_DIAG", "")}
+    assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == 0
+    assert diag.at_end == []
+
+
+class Lacking:
+    """sock_diag of a kernel that lacks what the test says."""
+
+    def __init__(self, **options: str) -> None:
+        self.options = options
+
+    def missing(self, protocol: Protocol) -> str:
+        return self.options.get(protocol.name, "")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [
+        (Lacking(), []),
+        (
+            Lacking(UDP="INET_UDP_DIAG"),
+            ["CONFIG_INET_UDP_DIAG: this kernel finds no UDP sockets on request: the node's"],
+        ),
+        (
+            Lacking(TCP="INET_DIAG_DESTROY", UDP="INET_DIAG_DESTROY"),
+            [
+                "CONFIG_INET_DIAG_DESTROY: this kernel closes no TCP sockets on request: the node's",
+                "CONFIG_INET_DIAG_DESTROY: this kernel closes no UDP sockets on request: the node's",
+            ],
+        ),
+    ],
+)
+def test_what_the_kernel_lacks_is_named_by_protocol(lacking: Lacking, words: list[str]) -> None:
+    problems = nodesockets.not_closed(lacking).values()  # type: ignore[arg-type]
+    assert len(problems) == len(words)
+    for problem, begins in zip(problems, words, strict=True):
+        assert str(problem).startswith(f"kernel: {begins}")
+
+
+def test_a_look_that_failed_is_taken_again_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nodesockets, "RETRY_SECONDS", 0.01)
+    sockets = Looked()
+    sockets._wanted = asyncio.Event()
+    sockets._diag = Closable()  # type: ignore[assignment]
+    looks, done = 0, asyncio.Event()
+
+    async def close_gone() -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 4:
+            raise OSError(errno.ENOENT, "sock_diag: No such file or directory")
+        done.set()
+
+    monkeypatch.setattr(sockets, "_close_gone", close_gone)
+
+    async def run() -> None:
+        running = asyncio.create_task(sockets.run())
+        await asyncio.wait_for(done.wait(), 10)
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(run())
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("sockets_not_closed") == 1
+
+
+class Closable:
+    def close(self) -> None:
+        pass

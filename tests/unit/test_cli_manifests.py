@@ -124,7 +124,11 @@ def test_uninstall_replaces_the_agent_and_asks_for_no_rights(
     ("words", "reason"),
     [
         (["--set", "mtu"], "is not KEY=VALUE"),
-        (["--set", "mtu=[1"], "its value is not YAML"),
+        (["--set", "mtu=[1"], "--set mtu:2:1: does not parse as YAML"),
+        (["--set", "mtu=0b_"], "--set mtu:1:1: does not parse as YAML"),
+        (["--set", "uplinks=[!!bool x]"], "--set uplinks:1:2: does not parse as YAML"),
+        (["--set", "uplinks=[2024-02-30T1, {}]"], "must be a text, not a mapping"),
+        (["--set", r'runDir="/a\0b"'], "must be an absolute path"),
         (["--set", "mtu=soft"], "must be a number"),
         (["--set", "speed=1"], "unknown key"),
         (["--set", "nodeName=a"], "is one node's"),

@@ -35,7 +35,9 @@ def test_a_config_that_leaves_the_folder_out_means_the_default(tmp_path: Path) -
     assert state.bpffs(arguments("--config", str(config))) == state.DEFAULT_BPFFS
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n", "", "bpffsDir: 3\n"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "- a\n", "", "bpffsDir: 3\n", r'bpffsDir: "/\0"', "mtu: 0b_"]
+)
 def test_a_config_that_is_none_is_bad_input(tmp_path: Path, text: str) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(text)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dataplane.model.errors import BadInput
-from dataplane.sources.documents import folder_files, parse
+from dataplane.sources.documents import folder_files, one_document, parse
 from dataplane.sources.manifests import read
+from tests.unit.nasty_yaml import DEEP, NASTY, NONSENSE
 
 
 def data(text: str, name: str = "x.yaml") -> list[object]:
@@ -56,6 +57,47 @@ def test_json_key_given_twice_is_refused() -> None:
 def test_nesting_without_end_is_refused(text: str) -> None:
     with pytest.raises(BadInput):
         data(text)
+
+
+@pytest.mark.parametrize(("text", "place"), NASTY)
+def test_yaml_that_makes_no_value_is_named_by_line_and_column(text: str, place: str) -> None:
+    """Of manifests and of configs: PyYAML's own errors would end a running agent."""
+    with pytest.raises(BadInput) as caught:
+        data(text)
+    assert caught.value.what == f"x.yaml{place}"
+    with pytest.raises(BadInput) as caught:
+        one_document("config x", text)
+    assert caught.value.what == f"config x{place}"
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_a_deep_config_is_refused(text: str) -> None:
+    with pytest.raises(BadInput):
+        one_document("config x", text)
+
+
+@pytest.mark.parametrize("text", NONSENSE)
+def test_yaml_that_json_cannot_have_is_no_object(tmp_path: Path, text: str) -> None:
+    """Tags that make sets, dates or bytes: whoever wanted an object or a text says so."""
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    assert read([file]).problems
+
+
+def test_a_config_is_one_document() -> None:
+    assert one_document("config x", "") is None
+    assert one_document("config x", "# nothing\n---\n") is None
+    assert one_document("config x", "---\na: 1\n---\n") == {"a": 1}
+    with pytest.raises(BadInput, match=r"^config x:3:1: is a second document"):
+        one_document("config x", "a: 1\n---\nb: 1\n")
+
+
+def test_merges_that_multiply_are_refused() -> None:
+    lines = ["a0: &a0 {k0: x, k1: x, k2: x, k3: x}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30)]
+    with pytest.raises(BadInput, match="merge keys make too much of it"):
+        data("\n".join(lines))
 
 
 def test_aliases_that_multiply_cost_nothing() -> None:

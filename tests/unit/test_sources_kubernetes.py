@@ -566,10 +566,12 @@ def test_a_kubeconfig_names_the_server_and_is_read_again_when_refused(
     ("text", "words"),
     [
         (None, "No such file"),
-        ("{", "is not YAML"),
+        ("{", "kubeconfig:2:1: does not parse as YAML"),
         ("{}", "current-context"),
         ("[]", "kubeconfig"),
-        ("a: [b", "is not YAML"),
+        ("a: [b", "kubeconfig:2:1: does not parse as YAML"),
+        ("a: !!int ''", "kubeconfig:1:4: does not parse as YAML"),
+        ("- " * 100_000 + "x", "is nested too deep"),
     ],
 )
 def test_a_kubeconfig_that_is_none_is_refused(tmp_path: Path, text: str | None, words: str) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dataplane.model.errors import BadInput
-from dataplane.model.objects import Batch
+from dataplane.model.objects import Batch, Problem
 from dataplane.sources import parsing
 from dataplane.sources import watch as watching
 from dataplane.sources.watch import watch
+from tests.unit.nasty_yaml import DEEP, NASTY
 
 Follow = Callable[[AsyncGenerator[Batch, None]], Awaitable[None]]
 
@@ -103,6 +104,29 @@ def test_file_that_does_not_parse_keeps_its_last_good_state(tmp_path: Path) -> N
         good = await anext(batches)
         assert names(good) == ["one"]
         assert not good.problems
+
+    follow(tmp_path, story)
+
+
+def test_yaml_that_makes_no_value_ends_nothing(tmp_path: Path) -> None:
+    texts = [*NASTY, *((text, "") for text in DEEP)]
+    files = [tmp_path / f"{number:02}.yaml" for number in range(len(texts))]
+    for number, file in enumerate(files):
+        put(file, node(f"n{number}"))
+
+    async def story(batches: AsyncGenerator[Batch, None]) -> None:
+        assert len((await anext(batches)).upserts) == len(files)
+        for file, (text, _) in zip(files, texts, strict=True):
+            put(file, text)
+        problems: tuple[Problem, ...] = ()
+        while len(problems) < len(files):
+            bad = await anext(batches)
+            assert not bad.upserts
+            assert not bad.deletes
+            problems = tuple(bad.problems)
+        for problem, file, (_, place) in zip(problems, files, texts, strict=True):
+            assert problem.object.startswith(f"{file}{place}")
+            assert "its last good state stays" in problem.reason
 
     follow(tmp_path, story)
 

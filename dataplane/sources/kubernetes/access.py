@@ -27,6 +27,7 @@ from kubernetes.config.kube_config import load_kube_config
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from dataplane.model.errors import BadEnvironment, BadInput
+from dataplane.sources.documents import read_one
 from dataplane.sources.kubernetes.failures import Failure, broken, garbage, refused
 
 # Where kubelet puts a pod's own credentials.
@@ -158,15 +159,16 @@ class Access:
             return configuration
         what = f"kubeconfig {self._kubeconfig}"
         try:
-            self._kubeconfig.read_bytes()  # in our words: the loader takes a missing one for empty
+            # In our words: the loader takes a missing one for empty, and names no place.
+            read_one(what, self._kubeconfig)
             load_kube_config(
                 str(self._kubeconfig), client_configuration=configuration, persist_config=False
             )
         except OSError as error:
             raise BadInput(what, f"can't be read: {error.strerror}") from error
-        except (ConfigException, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ConfigException, ValueError, TypeError, AttributeError, LookupError) as error:
             raise BadInput(what, str(error)) from error
-        except Exception as error:  # the YAML reader's, and it is not ours to import here
+        except Exception as error:  # its YAML reader's, of a file that changed since ours read it
             if not type(error).__module__.startswith("yaml"):
                 raise
             raise BadInput(what, f"is not YAML: {' '.join(str(error).split())}") from error

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +18,8 @@ from typing import Any
 import pytest
 
 from cli.main import main
+from dataplane.explain import caller
+from dataplane.kernel.sockets import find_cgroup
 from dataplane.model.net import Family
 from tests.program.explain import sets
 from tests.program.explain.sets import NODES, piece, service
@@ -105,6 +114,71 @@ def test_bad_input_is_named(call: Call, words: tuple[str, ...], named: str) -> N
     status, out, err = call(*words)
     assert (status, out) == (2, "")
     assert named in err
+
+
+def test_a_batch_that_is_no_text_is_named(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flows.jsonl"
+    path.write_bytes(b'{"from": "\xe9"}\n')
+    for name in (str(path), "-"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes()), "utf-8"))
+        status, out, err = call("--batch", name)
+        assert (status, out) == (2, "")
+        assert f"--batch {name}: is not UTF-8 text" in err
+
+
+CALLER = """
+import os, socket
+def refuse(*_): raise OSError({number}, os.strerror({number}))
+if {name!r} == "socket": socket.socket = refuse
+else:
+    class Socket(socket.socket): {name} = refuse
+    socket.socket = Socket
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "step"),
+    [
+        ("socket", errno.EAFNOSUPPORT, "switch IPv6 on"),
+        ("bind", errno.EINVAL, "ask from another address of the node"),
+    ],
+)
+def test_a_call_that_this_machine_does_not_make_is_named(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, step: str,
+) -> None:  # fmt: skip
+    refusing = tmp_path / "caller.py"
+    whole = Path(caller.__file__).read_text()
+    refusing.write_text(CALLER.format(name=name, number=number) + whole)
+    monkeypatch.setattr(caller, "__file__", str(refusing))
+    address = sets.said("@here", Family.V4)
+    status, out, err = call("--from", address, "--to", "10.96.0.2:80")
+    assert (status, out) == (2, "")
+    why = f"this machine refuses {name}: {os.strerror(number)}"
+    assert err.startswith(f"podlane: a flow from {address}: {why}; {step}")
+
+
+def test_an_interrupt_ends_it_without_words(tmp_path: Path) -> None:
+    """Ctrl-C goes to every process of the terminal; the rest of the batch is not answered."""
+    sets.write(OBJECTS, Family.V4, tmp_path)
+    here, other = sets.said("@here", Family.V4), "10.96.0.2:80"
+    path = tmp_path / "flows.jsonl"
+    path.write_text(f'{{"from":"{here}","to":"{other}"}}\n' * 100_000)
+    words = ["explain", "--manifests", str(tmp_path), "--node", "here", "--batch", str(path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from cli.main import main; exit(main())", *words], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, process_group=0, text=True,
+    ) as process:  # fmt: skip
+        groups = f"podlane-explain-{process.pid}-*"
+        while not list(find_cgroup(None).glob(groups)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)  # it answers by now
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not list(find_cgroup(None).glob(groups))
 
 
 def test_a_bad_line_of_a_batch_is_named_before_any_answer(call: Call, tmp_path: Path) -> None:
