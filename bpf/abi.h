@@ -186,12 +186,13 @@ enum flow_flag {
 
 /* Bits, one a direction, so that both halves can be merged by OR. */
 enum flow_state {
-	FLOW_SEEN_REPLY = 1, /* answered */
+	FLOW_SEEN_REPLY = 1, /* answered; TCP: and the client went on, so it is established */
 	FLOW_FIN_CLIENT = 2, /* client closed its side */
 	FLOW_FIN_BACKEND = 4, /* backend closed its side */
 	FLOW_RESET = 8, /* reset by one side */
 	FLOW_BACKEND_FIRST = 16, /* backend closed first, so it holds the tuple in TIME_WAIT */
 	FLOW_LASTING = 32, /* UDP: used for longer than one question and its answer take */
+	FLOW_SYN_ANSWERED = 64, /* TCP: answered; half open until FLOW_SEEN_REPLY is set, too */
 };
 
 /* ---- the node: one record a family; read by every program ---- */

@@ -198,7 +198,10 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 	f->last_seen = now;
 	f->packets++;
 	f->bytes += p->length;
+	/* who opens flows and ignores the answers must not have them kept as established ones are */
 	if (reply)
+		bits |= f->protocol == IPPROTO_TCP ? FLOW_SYN_ANSWERED : FLOW_SEEN_REPLY;
+	else if (packet_goes_on(p) && f->state & FLOW_SYN_ANSWERED)
 		bits |= FLOW_SEEN_REPLY;
 	if (p->tcp_flags & TCP_FLAG_FIN_BYTE) {
 		bits |= reply ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
@@ -234,6 +237,22 @@ static __always_inline int ct_touch(struct flow *f, struct scratch *s)
 }
 
 /*
+ * f is the original half, made again for a packet of the client: it is as far as
+ * the reply half at key, which must not miss that the client went on.
+ */
+static __always_inline void ct_revive(struct flow *f, const struct flow_key *key,
+				      const struct packet *p)
+{
+	struct flow *half = flows.lookup(key);
+
+	if (!half || !ct_same_original(half, f))
+		return;
+	if (packet_goes_on(p) && half->state & FLOW_SYN_ANSWERED)
+		half->state |= FLOW_SEEN_REPLY;
+	f->state = half->state;
+}
+
+/*
  * A flow as it stands, NULL if there is none. The kernel gives an evicted entry's
  * memory away at once: what is still found after it was read is whole, and its own.
  */
@@ -266,14 +285,17 @@ static __always_inline void ct_draft(struct flow_draft *draft, const struct pack
 /*
  * Whether another flow may have this one's reply tuple: it is closed, and, if
  * the backend may hold the tuple in TIME_WAIT, the other one is in a hurry; or
- * it has been silent for longer than any flow of its protocol may be. (Which
- * state it is in is for the sweep: a turn of the search must stay short.)
+ * it has been silent for longer than any flow of its protocol may be that was
+ * answered, or TCP that is not established. (The rest of its state is for the
+ * sweep: a turn of the search must stay short.)
  */
 static __always_inline bool ct_gives_up(const struct flow *taken, __u64 now, bool hurry)
 {
-	__u64 longest =
-		taken->protocol == IPPROTO_TCP ? LIFETIME_TCP_ESTABLISHED : LIFETIME_UDP_STREAM;
+	bool established = taken->state & FLOW_SEEN_REPLY;
+	__u64 longest = LIFETIME_UDP_STREAM;
 
+	if (taken->protocol == IPPROTO_TCP)
+		longest = established ? LIFETIME_TCP_ESTABLISHED : LIFETIME_TCP_SYN;
 	if (ct_is_closed(taken))
 		return hurry || !ct_is_lingering(taken);
 	return now > taken->last_seen + longest * NSEC;

@@ -353,6 +353,8 @@ static __always_inline int flow_claim(struct __sk_buff *skb, struct packet *p, c
 		return ACTION_PASS;
 	if (err)
 		return err;
+	if (draft->revive == REVIVE_ONLY && !(f->flags & FLOW_DIRECT))
+		ct_revive(f, &p->other, p);
 	service_count(f, p, draft->revive != REVIVE_ONLY);
 	return ct_write_original(f, &p->other, p->length);
 }

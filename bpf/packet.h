@@ -142,6 +142,13 @@ static __always_inline bool packet_opens(const struct packet *p)
 	       TCP_FLAG_SYN_BYTE;
 }
 
+/* A TCP segment of one who was answered: all but a SYN and a reset acknowledge (RFC 9293 3.10.7.4). */
+static __always_inline bool packet_goes_on(const struct packet *p)
+{
+	return (p->tcp_flags & (TCP_FLAG_SYN_BYTE | TCP_FLAG_ACK_BYTE | TCP_FLAG_RST_BYTE)) ==
+	       TCP_FLAG_ACK_BYTE;
+}
+
 /* A TCP segment that can't be the first of its flow. */
 static __always_inline bool packet_is_mid_flow(const struct packet *p)
 {

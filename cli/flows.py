@@ -113,7 +113,9 @@ def _state(bits: int) -> str:
         return "closed"
     if any(bits & bit for bit in closed):
         return "closing"
-    return "answered" if bits & number("flow_state", "FLOW_SEEN_REPLY") else "unanswered"
+    if bits & number("flow_state", "FLOW_SEEN_REPLY"):
+        return "answered"
+    return "half open" if bits & number("flow_state", "FLOW_SYN_ANSWERED") else "unanswered"
 
 
 def _age(flow: FlowView) -> str:

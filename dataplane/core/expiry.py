@@ -36,7 +36,11 @@ class Lifetimes:
 
 @dataclass(frozen=True, slots=True)
 class StateBits:
-    """The bits of enum flow_state."""
+    """The bits of enum flow_state that lifetimes depend on.
+
+    FLOW_SYN_ANSWERED is none of them: TCP without FLOW_SEEN_REPLY is not established,
+    whether it was answered or not.
+    """
 
     seen_reply: int
     fin_client: int

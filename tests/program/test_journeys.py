@@ -120,20 +120,33 @@ class TestRecord:
         ("segments", "state"),
         [
             ([], 0),
-            ([("neighbour", "SA")], State.FLOW_SEEN_REPLY),
+            ([("neighbour", "SA")], State.FLOW_SYN_ANSWERED),
+            (
+                [("neighbour", "SA"), ("client", "A")],
+                State.FLOW_SYN_ANSWERED | State.FLOW_SEEN_REPLY,
+            ),
             ([("client", "FA")], State.FLOW_FIN_CLIENT),
             (
                 [("neighbour", "FA")],
-                State.FLOW_SEEN_REPLY | State.FLOW_FIN_BACKEND | State.FLOW_BACKEND_FIRST,
+                State.FLOW_SYN_ANSWERED | State.FLOW_FIN_BACKEND | State.FLOW_BACKEND_FIRST,
             ),
             (
                 [("client", "FA"), ("neighbour", "FA")],
-                State.FLOW_SEEN_REPLY | State.FLOW_FIN_CLIENT | State.FLOW_FIN_BACKEND,
+                State.FLOW_SYN_ANSWERED | State.FLOW_FIN_CLIENT | State.FLOW_FIN_BACKEND,
             ),
             ([("client", "RA")], State.FLOW_RESET),
-            ([("neighbour", "RA")], State.FLOW_SEEN_REPLY | State.FLOW_RESET),
+            ([("neighbour", "RA")], State.FLOW_SYN_ANSWERED | State.FLOW_RESET),
         ],
-        ids=["opened", "answered", "client closes", "backend closes", "closed", "reset", "refused"],
+        ids=[
+            "opened",
+            "answered",
+            "established",
+            "client closes",
+            "backend closes",
+            "closed",
+            "reset",
+            "refused",
+        ],
     )
     def test_both_halves_know_how_far_the_connection_is(
         self, here: Node, segments: list[tuple[str, str]], state: int

@@ -24,7 +24,7 @@ from dataplane.model.rows import EndpointRow, FlowBudget, Table
 
 SECOND = 10**9
 REPLY, VIA_STACK = 1, 8
-ANSWERED, CLOSED, LINGERS, STREAM = 1, 1 | 2 | 4, 1 | 2 | 4 | 16, 1 | 32
+ANSWERED, CLOSED, LINGERS, STREAM, HALF_OPEN = 1, 1 | 2 | 4, 1 | 2 | 4 | 16, 1 | 32, 64
 SYN_LIFE = 60
 
 
@@ -141,6 +141,7 @@ def test_a_tuple_that_another_flow_took_over_stays(flows: FlowTable, family: Fam
     ("protocol", "state", "lives"),
     [
         (Protocol.TCP, 0, 60), (Protocol.TCP, CLOSED, 10), (Protocol.TCP, LINGERS, 60),
+        (Protocol.TCP, HALF_OPEN, 60), (Protocol.TCP, ANSWERED | HALF_OPEN, 21600),
         (Protocol.TCP, ANSWERED, 21600), (Protocol.UDP, 0, 30), (Protocol.UDP, ANSWERED, 30),
         (Protocol.UDP, STREAM, 180),
         (1, ANSWERED, 30),

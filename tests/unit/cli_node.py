@@ -120,6 +120,16 @@ def node() -> Shelf:
     to_service = ("10.244.1.5", 40000, "10.96.0.10", 80, "10.244.1.5", 40000, "10.244.2.7", 8080)
     to_world = ("10.244.1.5", 40001, "192.0.2.9", 443, "172.18.0.2", 61001, "192.0.2.9", 443)
     to_pod = ("fd00:1::5", 5353, "fd00:2::7", 53, "fd00:1::5", 5353, "fd00:2::7", 53)
+    from_outside = (
+        "192.0.2.7",
+        40002,
+        "172.18.0.2",
+        30080,
+        "10.244.1.1",
+        61002,
+        "10.244.2.7",
+        8080,
+    )
     ping = ("10.244.1.5", 77, "10.244.2.7", 77, "10.244.1.5", 77, "10.244.2.7", 77)
     return Shelf(
         {
@@ -186,6 +196,8 @@ def node() -> Shelf:
                 half(6, to_service, reply=True, seen=900_000_000, state=("FLOW_FIN_BACKEND",),
                     service=WEB_4, packets=5),
                 half(6, to_world, seen=70_000_000_000),
+                half(6, from_outside),
+                half(6, from_outside, reply=True, state=("FLOW_SYN_ANSWERED",)),
                 half(1, ping, state=("FLOW_SEEN_REPLY",)),
                 half(1, ping, reply=True),
             ),

@@ -12,7 +12,7 @@ LIVES = Lifetimes(
     tcp_syn=1, tcp_established=2, tcp_closing=3, tcp_time_wait=4, udp_single=5, udp_stream=6, sctp=8, other=7
 )  # fmt: skip
 BITS = StateBits(seen_reply=1, fin_client=2, fin_backend=4, reset=8, backend_first=16, lasting=32)
-ANSWERED, CLIENT, BACKEND, RESET, FIRST, LASTING = 1, 2, 4, 8, 16, 32
+ANSWERED, CLIENT, BACKEND, RESET, FIRST, LASTING, SYN_ANSWERED = 1, 2, 4, 8, 16, 32, 64
 ICMP = 1
 
 
@@ -20,7 +20,11 @@ ICMP = 1
     ("protocol", "state", "seconds"),
     [
         pytest.param(Protocol.TCP, 0, 1, id="TCP that nobody answered"),
-        pytest.param(Protocol.TCP, ANSWERED, 2, id="TCP established"),
+        pytest.param(Protocol.TCP, SYN_ANSWERED, 1, id="TCP half open"),
+        pytest.param(Protocol.TCP, SYN_ANSWERED | BACKEND | FIRST, 1, id="TCP given up by backend"),
+        pytest.param(Protocol.TCP, SYN_ANSWERED | RESET, 3, id="TCP half open, then reset"),
+        pytest.param(Protocol.TCP, SYN_ANSWERED | ANSWERED, 2, id="TCP established"),
+        pytest.param(Protocol.TCP, ANSWERED, 2, id="TCP established, of older programs"),
         pytest.param(Protocol.TCP, ANSWERED | CLIENT, 2, id="TCP half closed is alive"),
         pytest.param(Protocol.TCP, ANSWERED | BACKEND | FIRST, 2, id="TCP half closed by backend"),
         pytest.param(Protocol.TCP, ANSWERED | CLIENT | BACKEND, 3, id="TCP closed by client first"),
@@ -42,6 +46,20 @@ ICMP = 1
 def test_silence_that_a_flow_survives(protocol: int, state: int, seconds: int) -> None:
     assert lifetime(LIVES, BITS, protocol, state) == seconds
     assert table(LIVES, BITS)[protocol << 8 | state] == seconds * 10**9
+
+
+@pytest.mark.parametrize("protocol", [*Protocol, ICMP])
+def test_an_answer_alone_prolongs_nothing(protocol: int) -> None:
+    """That the backend answers is its own doing; the client's going on is what counts."""
+    for state in range(STATES):
+        answered = lifetime(LIVES, BITS, protocol, state | SYN_ANSWERED)
+        assert answered == lifetime(LIVES, BITS, protocol, state & ~SYN_ANSWERED)
+
+
+def test_only_tcp_that_went_on_is_kept_as_established() -> None:
+    for state in range(STATES):
+        kept = lifetime(LIVES, BITS, Protocol.TCP, state) == LIVES.tcp_established
+        assert kept == (bool(state & ANSWERED) and not BITS.closed(state))
 
 
 def test_every_protocol_and_state_has_an_answer() -> None:
