@@ -358,4 +358,5 @@ class NodeDatapath:
 
 
 def _no_room(full: TableFull) -> Problem:
-    return Problem(full.what, "mapSizes", f"{full.why}; {full.next_step}")
+    field = "mapSizes" if "mapSizes" in full.next_step else "kernel"  # it may lack memory instead
+    return Problem(full.what, field, f"{full.why}; {full.next_step}")
