@@ -101,6 +101,24 @@ static __always_inline bool flow_reaches_overlay(const struct flow *f, const str
 	return peers.lookup(&key) != NULL;
 }
 
+/*
+ * Whether it comes from another node to an address where no node sends encapsulated
+ * packets: a pod of that node, hidden behind it, which does not know all addresses of
+ * this one. The stack's VXLAN socket has them all.
+ */
+static __always_inline bool flow_feigns_overlay(const struct flow *f, const struct node *n,
+						const struct path *path)
+{
+	struct peer_key key = {};
+
+	if (f->protocol != IPPROTO_UDP || f->backend_port != n->vxlan_port ||
+	    !(n->flags & (NODE_VXLAN | NODE_DIRECT)) || path_kind(path) != ROUTE_NODE)
+		return false;
+	__builtin_memcpy(key.address, &f->client, sizeof(struct addr));
+	key.family = FAMILY;
+	return peers.lookup(&key) != NULL;
+}
+
 /* A destination that no Service and no pod of this node has. 0: go on with a flow. */
 static __always_inline int flow_check_plain(struct __sk_buff *skb, enum hook hook,
 					    const struct packet *p, const struct node *n,
@@ -319,6 +337,8 @@ static __always_inline int flow_start(struct __sk_buff *skb, enum hook hook, str
 	 * whoever asks: its client would be hidden by an address that a node believes. */
 	if ((hook == HOOK_FROM_POD || fe) && flow_reaches_overlay(f, n, &path))
 		return -DROP_POD_ENCAPSULATES;
+	if (hook == HOOK_FROM_UPLINK && !fe && flow_feigns_overlay(f, n, &path))
+		return -DROP_POD_ENCAPSULATES;
 	if (!fe) {
 		err = flow_check_plain(skb, hook, p, n, f, &path);
 		if (err)
@@ -376,11 +396,13 @@ static __always_inline int flow_check(const struct packet *p, struct flow *f)
  * Whether what a UDP flow was sent to is a Service's since, or another's: without
  * an end, it would go past that Service for as long as its client talks.
  */
-static __always_inline bool flow_asks_another(const struct packet *p, const struct flow *f)
+static __always_inline bool flow_asks_another(enum hook hook, const struct packet *p,
+					      const struct flow *f)
 {
 	struct frontend *fe;
 
-	if (f->protocol != IPPROTO_UDP || f->flags & FLOW_REPLY || p->direct)
+	/* where flow_start asks for no frontend either */
+	if (hook == HOOK_FROM_OVERLAY || p->tuple.protocol != IPPROTO_UDP || f->flags & FLOW_REPLY)
 		return false;
 	fe = service_lookup(p);
 	return fe && fe->kind != FRONTEND_ADDRESS && fe->service_id != f->service_id;
@@ -440,7 +462,7 @@ static __always_inline int forward_error(struct __sk_buff *skb, enum hook hook, 
 	return path_masquerades(&path) ? -DROP_NO_FLOW : 0;
 }
 
-static __always_inline int forward_flow(struct __sk_buff *skb, struct scratch *s,
+static __always_inline int forward_flow(struct __sk_buff *skb, enum hook hook, struct scratch *s,
 					struct flow **found)
 {
 	struct packet *p = &s->packet;
@@ -454,7 +476,8 @@ static __always_inline int forward_flow(struct __sk_buff *skb, struct scratch *s
 		if (!err)
 			err = ct_touch(f, s);
 		/* looked at as rarely as the other half, so the record must not be there for the next */
-		if (!err && f->checked != checked && flow_asks_another(p, f)) {
+		if (!err && f->checked != checked && flow_asks_another(hook, p, f)) {
+			ct_release_budget(f, &p->other);
 			flows.delete(&p->tuple);
 			err = 1;
 		}
@@ -483,7 +506,7 @@ static __always_inline int forward(struct __sk_buff *skb, enum hook hook, struct
 	if (s->packet.icmp_error)
 		err = forward_error(skb, hook, s, n, &f);
 	else
-		err = forward_flow(skb, s, &f);
+		err = forward_flow(skb, hook, s, &f);
 	if (err)
 		return err;
 	return f ? forward_known(skb, s, n, f, s->packet.icmp_error) : -DROP_CONFIG;

@@ -138,8 +138,10 @@ class NodeDatapath:
 
     def care_for_devices(self) -> tuple[Problem, ...]:
         """Devices that are not as the agent left them, which health follows."""
+        if self._not_followed:  # nobody tells when what stood in the way has gone
+            self.look_again()
         found = tuple(self._detached())
-        self.vitals.attached = not found and not self._not_followed
+        self.vitals.attached = not found
         return found
 
     def care_for_pods(self) -> tuple[Problem, ...]:
@@ -154,7 +156,8 @@ class NodeDatapath:
         return ()
 
     def _detached(self) -> Iterator[Problem]:
-        return node.detached(self._links, self._hooks, self._facts)
+        yield from self._not_followed
+        yield from node.detached(self._links, self._hooks, self._facts)
 
     # -- objects -----------------------------------------------------------------
 
@@ -180,7 +183,6 @@ class NodeDatapath:
         problems = {
             *self._source_problems,
             *self._lost,
-            *self._not_followed,
             *(self._known.problems(self._facts) if self._synced else ()),
             *self._uplink_problems,
             *self._route_problems,
@@ -222,17 +224,16 @@ class NodeDatapath:
         """
         # One that was lost may be back as it was, but for the programs on it.
         troubled = bool(self._lost or self._not_followed)
+        self._lost, self._not_followed = (), ()
+        found = self._facts.uplinks
         try:
             found = uplinks.discover(self._links, self._known.config.uplinks, self._facts.addresses)
         except BadEnvironment as lost:
-            self._lost = (Problem(lost.what, "uplinks", lost.why),)
-            return
-        self._lost = ()
+            self._lost, troubled = (Problem(lost.what, "uplinks", lost.why),), False
         if troubled or found != self._facts.uplinks:
             before = self._facts
             try:
                 self._follow_uplinks(found)
-                self._not_followed = ()
             except (BadEnvironment, NetlinkError) as refused:
                 self._facts = before
                 self._not_followed = (Problem("uplinks", "uplinks", str(refused)),)
@@ -252,7 +253,6 @@ class NodeDatapath:
     def _follow_uplinks(self, found: tuple[Uplink, ...]) -> None:
         """Rows and programs of other uplinks than before."""
         self._facts = replace(self._facts, uplinks=found)
-        log("uplinks_changed", uplinks=[uplink.name for uplink in found])
         self._put_uplinks()
         with ExitStack() as kept:
             for words in node.attach(self._links, self._store, self._hooks, self._facts, kept):
@@ -260,6 +260,7 @@ class NodeDatapath:
             for name in node.apply_settings(self._links, self._store, self._facts, kept):
                 log("setting_changed", name=name)
             kept.pop_all()
+        log("uplinks_changed", uplinks=[uplink.name for uplink in found])
 
     # -- rows ----------------------------------------------------------------------
 

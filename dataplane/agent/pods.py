@@ -238,7 +238,13 @@ class Pods:
         problems = self._publish(hostports.published(one, self._facts.name))
         for port, key in zip(one.host_ports, hostports.services(one), strict=True):
             for problem in problems:
-                if problem.object == str(key):
+                if problem.object != str(key):
+                    continue
+                if (
+                    problem.field == "hostIP"
+                ):  # it may come to this node yet, as a floating one does
+                    log("host_port_not_served", pod=one.pod, port=str(port), why=problem.reason)
+                else:
                     code = protocol.TRY_LATER if problem.no_room else protocol.BAD_CONFIG
                     raise CniError(code, f"pod {one.pod}: {port}", problem.reason)
 
@@ -251,10 +257,12 @@ class Pods:
             if isinstance(row, FrontendRow) and row.kind == FrontendKind.HOST_PORT
             if isinstance(key, FrontendKey)
         }
+        here = {held.address for held in self._links.addresses()} if one.host_ports else set()
         return [
             f"{port} has no frontend"
             for port in one.host_ports
             if (port.host_port, int(port.protocol)) not in there
+            if port.host_ip is None or port.host_ip.is_unspecified or port.host_ip in here
         ]
 
     def _forget_strangers(self) -> list[str]:

@@ -23,7 +23,7 @@ import pytest
 
 from dataplane.cni import protocol
 from dataplane.kernel import netns
-from tests.network import cni_node
+from tests.network import cni_node, life
 from tests.network.cluster import PODLANE, AgentNode, Cluster, sh
 from tests.network.cni_node import Answer, audit
 
@@ -364,10 +364,27 @@ def test_a_host_port_on_loopback_is_for_the_node_itself(pods: Sandboxes) -> None
 @pytest.mark.parametrize("address", ["8.8.8.8", "2001:db8::8888"])
 def test_a_host_port_takes_over_nobodys_address(pods: Sandboxes, address: str) -> None:
     ports = [{"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": address}]
-    refused = pods.add("thief", runtimeConfig={"portMappings": ports})
-    assert refused.code == protocol.BAD_CONFIG
-    assert f"pod test/thief: hostPort {address}:53/UDP" in refused.json["msg"]
-    assert f"{address} is not an address of this node" in refused.json["msg"]
+    assert pods.add("thief", runtimeConfig={"portMappings": ports}).status == 0
+    services = sh(f"{PODLANE} services --bpffs {pods.node.folder}/bpf -o json")
+    assert address not in services
+    assert f"{address} is not an address of this node" in pods.node.log()
+    assert pods.faults() == []
+
+
+def test_a_host_port_follows_a_floating_address(pods: Sandboxes) -> None:
+    """keepalived's on the node that is not the master."""
+    floating = "192.0.2.202"
+    ports = [{"hostPort": 8085, "containerPort": 80, "protocol": "tcp", "hostIP": floating}]
+    assert pods.add("web", runtimeConfig={"portMappings": ports}).status == 0
+    with serving(pods.node.pods["web"]):
+        for _ in range(2):
+            assert says(pods.cluster.outside, floating, 8085) == ""
+            pods.node.run(f"ip addr add {floating}/24 dev eth0")
+            try:
+                life.wait(lambda: says(pods.cluster.outside, floating, 8085) == "here")
+            finally:
+                pods.node.run(f"ip addr del {floating}/24 dev eth0")
+            life.wait(lambda: says(pods.cluster.outside, floating, 8085) == "")
     assert pods.faults() == []
 
 

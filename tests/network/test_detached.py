@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -119,22 +120,27 @@ def test_an_uplink_that_takes_no_programs_is_named_until_it_does(cluster: Cluste
         wait_for(cluster, b"503")
         assert [one for one in problems(cluster) if "an ingress qdisc, or another" in one]
     finally:
-        node.run("tc qdisc del dev eth0 ingress")
-        node.run("ip link set eth0 mtu 1500")  # as it was before, but for its programs
+        node.run("tc qdisc del dev eth0 ingress")  # of which the agent hears nothing
     wait_for(cluster, b"200")
     assert problems(cluster) == []
+    node.run("ip link set eth0 mtu 1500")
 
 
 def test_a_lost_uplink_hides_no_other(cluster: Cluster) -> None:
     (node,) = cluster.nodes
     node.stop()
     node.run("ip link add spare type veth peer name spare-end")
-    node.write_config(uplinks=["eth0", "spare"])
+    node.write_config(uplinks=["eth0", "spare"], nodePortAddresses=["192.0.2.0/24"])
     node.start(cluster.manifests)
     node.run("ip link delete spare")
     lost = "uplink spare: uplinks: this node has no such device"
     life.wait(lambda: problems(cluster) == [lost], 10, "for the loss to be named")
     wait_for(cluster, b"200")
+    node.run("ip addr add 192.0.2.201/24 dev eth0")  # addresses are followed all the same
+    with serving(node, "a"):
+        ask = partial(ask_once, cluster.outside, Family.V4, "192.0.2.201", life.NODE_PORT)
+        life.wait(ask, 20, "for the Service at the new address")
+    node.run("ip addr del 192.0.2.201/24 dev eth0")
     node.run(TAKE_OFF)
     wait_for(cluster, b"503")
     node.write_config()

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from dataplane.model.constants import FrontendKind
 from tests.program import world
 from tests.program.node import Node
 from tests.program.result import ABI, CHECKED_WITHIN, dropped, into, out_by, refused, through_tunnel
@@ -202,9 +203,9 @@ class TestReuse:
         if before == "nobody's":
             here.from_pod("client", sent).expect(out_by(), "udp here:MASQ > balancer:514 ttl=63")
         else:
-            here.put_service(self.logs(20, "remote"))
+            here.put_service(world.logs(20, "remote"))
             here.from_pod("client", sent).expect(through_tunnel())
-        here.put_service(self.logs(21, "neighbour"))
+        here.put_service(world.logs(21, "neighbour"))
         here.later(CHECKED_WITHIN)
         anew = here.from_pod("client", sent)
         anew.expect(into("neighbour"))
@@ -213,17 +214,27 @@ class TestReuse:
         here.later(CHECKED_WITHIN)
         here.from_pod("client", sent).expect(into("neighbour"))
 
+    def test_outside_a_udp_flow_begins_anew_too(self, here: Node) -> None:
+        sent = "udp outside:40000 > balancer:514"
+        here.put_service(world.logs(20, "remote"))
+        here.from_uplink(sent).expect(through_tunnel())
+        here.put_service(world.logs(21, "neighbour"))
+        here.later(CHECKED_WITHIN)
+        here.from_uplink(sent).expect(into("neighbour"), "udp router:MASQ > neighbour:514 ttl=63")
+
+    def test_of_tcp_what_has_begun_stays(self, here: Node) -> None:
+        sent = "tcp client:40000 > balancer:514"
+        here.from_pod("client", sent).expect(out_by())
+        here.put_service(replace(world.logs(21, "neighbour"), protocol=world.TCP))
+        here.later(CHECKED_WITHIN)
+        here.from_pod("client", f"{sent} A ack=7").expect(out_by())
+
     def test_a_udp_flow_whose_backend_serves_stays_with_its_service(self, here: Node) -> None:
         sent = choose(here, PAIR_UDP, "neighbour")
         self.another_choice(here, sent)
         for _ in range(3):
             here.later(CHECKED_WITHIN)
             here.from_pod("client", sent).expect(BY_POD["neighbour"])
-
-    @staticmethod
-    def logs(number: int, pod: str) -> world.Service:
-        door = (("balancer", 514, FrontendKind.LOAD_BALANCER),)
-        return world.Service(number, world.UDP, door, (world.Backend(2 * number, pod, 514),))
 
     def test_late_segments_of_a_closed_connection_still_find_their_way(self, here: Node) -> None:
         sent, reply = SERVICE

@@ -342,6 +342,14 @@ class TestBound:
         here.from_pod("client", "udp client:1 > neighbour:53").expect(into("neighbour"))
         here.from_pod("neighbour", "udp neighbour:9 > client:53").expect(into("client"))
 
+    def test_a_flow_that_begins_anew_counts_once(self, here: Node) -> None:
+        for port in range(1, 1 + self.MOST):
+            here.from_pod("client", f"udp client:{port} > balancer:514").expect(out_by())
+        here.put_service(world.logs(20, "neighbour"))
+        here.later(CHECKED_WITHIN)
+        here.from_pod("client", "udp client:1 > balancer:514").expect(into("neighbour"))
+        here.from_pod("client", "udp client:9 > balancer:514").expect(dropped("FLOW_LIMIT"))
+
     def test_a_flow_that_closed_no_longer_counts(self, here: Node) -> None:
         for port in range(1, 3 * self.MOST):
             here.from_pod("client", f"tcp client:{port} > neighbour:80").expect(into("neighbour"))

@@ -124,6 +124,12 @@ THE_REST: list[Row] = [
     ("an answer to the node's own ping", "echo-reply outside > here id=61000", PASSED, None),
     ("other nodes' encapsulated packets", "udp there:50000 > here:8472", PASSED, None),
     (
+        "sent where no node sends them: by a pod that a node hides",
+        "udp there:50000 > here2:8472",
+        dropped("POD_ENCAPSULATES"),
+        None,
+    ),
+    (
         "encapsulated by whoever else: dropped when unpacked",
         "udp outside:50000 > here:8472",
         PASSED,

@@ -292,3 +292,9 @@ def host_route(address: IPAddress) -> RouteKey:
 def masqueraded(device: int) -> RouteRow:
     """A route to the world by an uplink."""
     return RouteRow(int(RouteKind.WORLD), int(RouteFlag.MASQUERADE), device)
+
+
+def logs(number: int, pod: str) -> Service:
+    """A Service at the load balancer's address, which was nobody's or another's before."""
+    door = (("balancer", 514, FrontendKind.LOAD_BALANCER),)
+    return Service(number, UDP, door, (Backend(2 * number, pod, 514),))

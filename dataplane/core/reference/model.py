@@ -106,6 +106,10 @@ class Reference:
             and to in places_of(self.world).own
             and self._is_overlay(flow, to, flow.port)
         ):
+            # nodes send to each other's primary address: who sends elsewhere is behind a node
+            feigned = to != self.world.primary(flow.family) and self.frontend(flow) is None
+            if feigned and source in {a for node in self.world.nodes for a in node.addresses}:
+                return _drop(rules.OVERLAY_PORT)
             return self._pass(flow, rules.HOST)
         return None
 

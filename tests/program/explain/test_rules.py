@@ -377,6 +377,10 @@ ROWS |= {
         for sender, source, to in (("outside", "outside", "here:30080"), ("a pod", "a2", "web:80"))
         for whose, objects in (("another node's", THEIR_OVERLAY), ("its node's", OWN_OVERLAY))
     },
+    "another node to where nodes send encapsulated packets": Row(
+        BOTH, "there", "here:8472", "pass", protocol="udp"
+    ),
+    "another node to where they do not": Row(BOTH, "there", "here2:8472", "drop", protocol="udp"),
     "two Services ask for one external IP: the older has it": forward(
         TWO, "outside", "external:80", "a1", HIDDEN
     ),
