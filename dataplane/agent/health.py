@@ -303,4 +303,12 @@ def _runner(answering: Callable[[str], Answer | None], crowd: Crowd) -> web.AppR
     app = web.Application()
     app.on_response_prepare.append(unsigned)
     app.router.add_route("*", "/{path:.*}", handle)
-    return web.AppRunner(app, access_log=None, logger=_QUIET, shutdown_timeout=_CLOSING_SECONDS)
+    return web.AppRunner(
+        app,
+        access_log=None,
+        logger=_QUIET,
+        shutdown_timeout=_CLOSING_SECONDS,
+        # Whose connection has ended waits no more for its turn: else questions could be left
+        # there without number, and no bound of connections would count them.
+        handler_cancellation=True,
+    )

@@ -237,6 +237,31 @@ class TestConnections:
 
         self.serve(vitals, clients, most=16, patience=60)
 
+    def test_a_question_whose_client_has_gone_takes_no_turn(self, vitals: Vitals) -> None:
+        async def clients(opens: Opens) -> None:
+            loop, before = asyncio.get_running_loop(), len(asyncio.all_tasks())
+            waited = 0
+            for _ in range(20):
+                asking = [await opens("127.0.0.2") for _ in range(50)]
+                for _, writer in asking:
+                    writer.write(ASKED)
+                await asyncio.sleep(0.005)
+                waited = max(waited, len(asyncio.all_tasks()) - before)
+                for _, writer in asking:
+                    end = writer.get_extra_info("socket")
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, crowd._RESET)
+                    writer.transport.abort()
+            assert waited > 25  # they did ask
+            start = loop.time()
+            probe = await opens("127.0.0.1")
+            assert await self.status(probe) == b"200"
+            assert loop.time() - start < 0.5
+            probe[1].close()
+            await asyncio.sleep(0.05)
+            assert len(asyncio.all_tasks()) <= before
+
+        self.serve(vitals, clients, most=256, patience=60)
+
     def test_without_descriptors_the_loop_goes_on_and_the_door_opens_again(
         self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch
     ) -> None:
