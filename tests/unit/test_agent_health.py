@@ -330,6 +330,8 @@ class TestConnections:
 
             async def taken_by() -> list[str]:
                 await servers.settle()
+                if servers._looking is not None:
+                    await servers._looking
                 said = [str(one) for one in servers.problems() if "healthzAddress" in str(one)]
                 return [one.partition("is taken by ")[2] for one in said]
 
@@ -342,6 +344,42 @@ class TestConnections:
                 servers._served = {}  # so that it is tried again
             assert looked == [({port}, True)] * 2
             await servers.close()
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("named", [True, False], ids=["named", "a name of any bytes"])
+    def test_nothing_waits_for_the_look_but_the_close(
+        self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch, named: bool
+    ) -> None:
+        go_on, looks = threading.Event(), 0
+
+        def listeners(wanted: set[int]) -> dict[int, str]:
+            nonlocal looks
+            looks += 1
+            assert go_on.wait(10)
+            if not named:
+                b"\xff".decode()
+            return dict.fromkeys(wanted, "holder")
+
+        monkeypatch.setattr(ports, "listeners", listeners)
+        monkeypatch.setattr(health, "RETRY_SECONDS", 0.0)
+
+        async def run() -> None:
+            with socket.create_server(("127.0.0.1", 0)) as held:
+                address, port = held.getsockname()
+                servers = HealthServers(vitals, (ip_address(address), port))
+                taken = f"node health: healthzAddress: {address}:{port} is taken"
+                for _ in range(3):
+                    await servers.settle()
+                    assert taken in map(str, servers.problems())
+                closing = asyncio.create_task(servers.close())
+                await asyncio.sleep(0.05)
+                assert not closing.done()
+                go_on.set()
+                await closing
+                assert taken + " by holder" * named in map(str, servers.problems())
+            assert looks == 1
+            assert asyncio.all_tasks() == {asyncio.current_task()}
 
         asyncio.run(run())
 
