@@ -146,8 +146,9 @@ class HealthServers:
         self._crowd = Crowd(most, patience)
         self._node_address = node_address
         self._open: dict[Listener, _Open] = {}
-        self._failed: list[Problem] = []
+        self._failed: dict[Listener, tuple[_Owner, OSError]] = {}
         self._holders: dict[Listener, str] = {}
+        self._looking: asyncio.Task[None] | None = None
         self._contested: tuple[Problem, ...] = ()
         self._served: Mapping[tuple[str, str], Service] = {}
         self._settings: object = None
@@ -155,7 +156,7 @@ class HealthServers:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def settle(self) -> None:
-        """Open and close what is to be; quick if nothing changed."""
+        """Open and close what is to be; quick if nothing changed, for the datapath waits for it."""
         desired = self._vitals.desired
         served, settings = dict(desired.health_checked()), desired.settings
         due = self._failed and time.monotonic() >= self._next
@@ -165,18 +166,14 @@ class HealthServers:
         wanted = self._wanted()
         for listener in [one for one in self._open if wanted.get(one) != self._open[one].owner]:
             self._close(listener)
-        refused = {}
+        self._failed = {}
         for listener, owner in wanted.items():
             if listener not in self._open:
                 try:
                     await self._try(listener, owner)
                 except OSError as refusal:
-                    refused[listener] = refusal
-        await self._look_for_holders(refused)
-        self._failed = [
-            wanted[at].problem(f"{_place(at)} {self._why(at, refusal)}")
-            for at, refusal in refused.items()
-        ]
+                    self._failed[listener] = owner, refusal
+        self._look_for_holders()
         self._next = time.monotonic() + RETRY_SECONDS
 
     def wake(self) -> float | None:
@@ -184,14 +181,19 @@ class HealthServers:
         return self._next if self._failed else None
 
     def problems(self) -> tuple[Problem, ...]:
-        """Ports that do not answer."""
-        return (*self._contested, *self._failed)
+        """Ports that do not answer. Who has one that is taken is known some time after `settle`."""
+        failed = (
+            owner.problem(f"{_place(at)} {self._why(at, refusal)}")
+            for at, (owner, refusal) in self._failed.items()
+        )
+        return (*self._contested, *failed)
 
     async def close(self) -> None:
-        """Answer no more."""
+        """Answer no more; a look for who has a port comes to its end, as its thread can't be ended."""
         for listener in list(self._open):
             self._close(listener)
-        await asyncio.gather(*self._ending)
+        looking = [self._looking] if self._looking else []
+        await asyncio.gather(*self._ending, *looking)
 
     # -- who answers where ---------------------------------------------------------
 
@@ -225,18 +227,29 @@ class HealthServers:
 
     # -- who has a port that is taken ------------------------------------------------
 
-    async def _look_for_holders(self, refused: Mapping[Listener, OSError]) -> None:
-        """Once a taking, and in a thread: it reads every descriptor of every process."""
-        taken = {at for at, refusal in refused.items() if refusal.errno == errno.EADDRINUSE}
+    def _look_for_holders(self) -> None:
+        """Once a taking, one look at a time; those that were refused meanwhile wait for a retry."""
+        taken = {at for at, (_, refusal) in self._failed.items() if _is_taken(refusal)}
         self._holders = {at: who for at, who in self._holders.items() if at in taken}
         new = taken - self._holders.keys()
-        if new:
+        if new and self._looking is None:
+            self._looking = asyncio.create_task(self._look(new))
+
+    async def _look(self, new: set[Listener]) -> None:
+        """In a thread, and nobody waits for it: it reads every descriptor of every process."""
+        try:
             found = await asyncio.to_thread(ports.listeners, {at.port for at in new})
-            self._holders |= {at: found[at.port] for at in new}
+        except (OSError, ValueError, RuntimeError):
+            # A process may have any bytes for its name, and there may be no thread to be had.
+            found = {}
+        self._holders |= {at: found.get(at.port, "") for at in new & self._failed.keys()}
+        self._looking = None
 
     def _why(self, at: Listener, refusal: OSError) -> str:
+        if not _is_taken(refusal):
+            return str(refusal.strerror)
         holder = self._holders.get(at)
-        return f"is taken by {holder}" if holder else str(refusal.strerror)
+        return f"is taken by {holder}" if holder else "is taken"
 
     # -- sockets -------------------------------------------------------------------
 
@@ -256,6 +269,10 @@ class HealthServers:
         ending = asyncio.create_task(opened.runner.cleanup())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+def _is_taken(refusal: OSError) -> bool:
+    return refusal.errno == errno.EADDRINUSE
 
 
 def _place(listener: Listener) -> str:
@@ -303,4 +320,12 @@ def _runner(answering: Callable[[str], Answer | None], crowd: Crowd) -> web.AppR
     app = web.Application()
     app.on_response_prepare.append(unsigned)
     app.router.add_route("*", "/{path:.*}", handle)
-    return web.AppRunner(app, access_log=None, logger=_QUIET, shutdown_timeout=_CLOSING_SECONDS)
+    return web.AppRunner(
+        app,
+        access_log=None,
+        logger=_QUIET,
+        shutdown_timeout=_CLOSING_SECONDS,
+        # Whose connection has ended waits no more for its turn: else questions could be left
+        # there without number, and no bound of connections would count them.
+        handler_cancellation=True,
+    )

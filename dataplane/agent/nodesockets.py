@@ -138,22 +138,26 @@ class NodeSockets:
             self._diag.close()
 
     async def _close_gone(self) -> None:
-        closed = 0
+        """Raises OSError: what the last look was refused. An earlier one's is made good by it."""
+        total, refused = 0, None
         for number, pause in enumerate(LOOKS):
             await asyncio.sleep(pause)
             left = [one async for one in self._gone()]
             if not left and number:
+                refused = None
                 break
-            closed += await self._close(left)
-        else:
-            # No socket has them: a connection that failed, or is older than the agent's look.
-            for one in left:
-                self._forget(one)
-        if closed:
-            log("sockets_closed", sockets=closed, why="their backend is gone")
+            closed, refused = await self._close(left)
+            total += closed
+        if total:
+            log("sockets_closed", sockets=total, why="their backend is gone")
+        if refused is not None:
+            raise refused
+        # No socket has them: a connection that failed, or is older than the agent's look.
+        for one in left:
+            self._forget(one)
 
-    async def _close(self, left: list[_Left]) -> int:
-        """Close what is found; how many.
+    async def _close(self, left: list[_Left]) -> tuple[int, OSError | None]:
+        """Close what is found; how many, and what was refused, which keeps no other.
 
         Their records stay until then: without it a socket would for a moment be called what
         its backend is. Of a socket that is not connected a record says nothing any more.
@@ -167,7 +171,11 @@ class NodeSockets:
             wanted.setdefault(peer, {})[cookie] = one
         closed, refused = 0, None
         for peer, of_peer in wanted.items():
-            for found in self._diag.connected_to(*peer):
+            try:
+                of_this = list(self._diag.connected_to(*peer))
+            except OSError as error:
+                of_this, refused = [], error
+            for found in of_this:
                 record = of_peer.get(found.cookie)
                 # Its owner may have connected it anew: to the same pod, by another Service.
                 if record is not None and self._stands(record):
@@ -176,9 +184,7 @@ class NodeSockets:
                     except OSError as error:
                         refused = error
             await asyncio.sleep(0)
-        if refused is not None:
-            raise refused
-        return closed
+        return closed, refused
 
     def _stands(self, one: _Left) -> bool:
         """False if its socket has ended, or connected anew since it was read."""

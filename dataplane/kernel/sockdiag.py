@@ -51,6 +51,7 @@ class SockDiag:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG)
+        self._request = 0
 
     def close(self) -> None:
         self._socket.close()
@@ -81,20 +82,21 @@ class SockDiag:
     def destroy(self, found: Found) -> bool:
         """Close a socket; False if it was gone, or has another peer now.
 
-        Raises OSError if the kernel refuses.
+        Raises OSError if the kernel refuses. Whoever asks knows by `missing` that the kernel
+        closes such sockets: then EOPNOTSUPP is said of one that came to TIME_WAIT meanwhile.
         """
         number = self._destroy(found)
-        if number in (0, errno.ENOENT):
+        if number in (0, errno.ENOENT, errno.EOPNOTSUPP):
             return number == 0
         raise OSError(number, f"closing a socket: {os.strerror(number)}")
 
     def _destroy(self, found: Found) -> int:
         body = _REQ.pack(found.family, found.protocol, 0, 0, 0xFFFFFFFF, found.id)
         self._send(_DESTROY, _REQUEST | _ACK, body)
-        for kind, data in self._receive():
-            if kind == _ERROR:
-                return _error(data)
-        return 0
+        while True:
+            for kind, data in self._receive():
+                if kind == _ERROR:
+                    return _error(data)
 
     def _dump(
         self, family: int, protocol: int, code: bytes = b"", states: int = 0
@@ -114,13 +116,17 @@ class SockDiag:
                 found.append(Found(family, protocol, _MSG.unpack_from(data)[4]))
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
+        self._request = (self._request + 1) & 0xFFFFFFFF
+        head = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._request, 0)
+        self._socket.send(head + body)
 
     def _receive(self) -> Iterator[tuple[int, bytes]]:
+        """Of the last request: what an earlier one that failed in recv() left is passed over."""
         data = self._socket.recv(1 << 18)
         while len(data) >= _HEADER.size:
-            length, kind, *_ = _HEADER.unpack_from(data)
-            yield kind, data[_HEADER.size : length]
+            length, kind, _, request, _ = _HEADER.unpack_from(data)
+            if request == self._request:
+                yield kind, data[_HEADER.size : length]
             data = data[(length + 3) & ~3 :]
 
 

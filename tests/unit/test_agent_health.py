@@ -237,6 +237,31 @@ class TestConnections:
 
         self.serve(vitals, clients, most=16, patience=60)
 
+    def test_a_question_whose_client_has_gone_takes_no_turn(self, vitals: Vitals) -> None:
+        async def clients(opens: Opens) -> None:
+            loop, before = asyncio.get_running_loop(), len(asyncio.all_tasks())
+            waited = 0
+            for _ in range(20):
+                asking = [await opens("127.0.0.2") for _ in range(50)]
+                for _, writer in asking:
+                    writer.write(ASKED)
+                await asyncio.sleep(0.005)
+                waited = max(waited, len(asyncio.all_tasks()) - before)
+                for _, writer in asking:
+                    end = writer.get_extra_info("socket")
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, crowd._RESET)
+                    writer.transport.abort()
+            assert waited > 25  # they did ask
+            start = loop.time()
+            probe = await opens("127.0.0.1")
+            assert await self.status(probe) == b"200"
+            assert loop.time() - start < 0.5
+            probe[1].close()
+            await asyncio.sleep(0.05)
+            assert len(asyncio.all_tasks()) <= before
+
+        self.serve(vitals, clients, most=256, patience=60)
+
     def test_without_descriptors_the_loop_goes_on_and_the_door_opens_again(
         self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -305,6 +330,8 @@ class TestConnections:
 
             async def taken_by() -> list[str]:
                 await servers.settle()
+                if servers._looking is not None:
+                    await servers._looking
                 said = [str(one) for one in servers.problems() if "healthzAddress" in str(one)]
                 return [one.partition("is taken by ")[2] for one in said]
 
@@ -317,6 +344,42 @@ class TestConnections:
                 servers._served = {}  # so that it is tried again
             assert looked == [({port}, True)] * 2
             await servers.close()
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize("named", [True, False], ids=["named", "a name of any bytes"])
+    def test_nothing_waits_for_the_look_but_the_close(
+        self, vitals: Vitals, monkeypatch: pytest.MonkeyPatch, named: bool
+    ) -> None:
+        go_on, looks = threading.Event(), 0
+
+        def listeners(wanted: set[int]) -> dict[int, str]:
+            nonlocal looks
+            looks += 1
+            assert go_on.wait(10)
+            if not named:
+                b"\xff".decode()
+            return dict.fromkeys(wanted, "holder")
+
+        monkeypatch.setattr(ports, "listeners", listeners)
+        monkeypatch.setattr(health, "RETRY_SECONDS", 0.0)
+
+        async def run() -> None:
+            with socket.create_server(("127.0.0.1", 0)) as held:
+                address, port = held.getsockname()
+                servers = HealthServers(vitals, (ip_address(address), port))
+                taken = f"node health: healthzAddress: {address}:{port} is taken"
+                for _ in range(3):
+                    await servers.settle()
+                    assert taken in map(str, servers.problems())
+                closing = asyncio.create_task(servers.close())
+                await asyncio.sleep(0.05)
+                assert not closing.done()
+                go_on.set()
+                await closing
+                assert taken + " by holder" * named in map(str, servers.problems())
+            assert looks == 1
+            assert asyncio.all_tasks() == {asyncio.current_task()}
 
         asyncio.run(run())
 

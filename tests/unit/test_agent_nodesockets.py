@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -16,7 +16,7 @@ from dataplane.agent import nodesockets
 from dataplane.agent.nodesockets import SOCKETS, NodeSockets, _Left
 from dataplane.kernel import bpf, sockdiag
 from dataplane.model.flow import SocketFlow
-from dataplane.model.net import Family, Protocol
+from dataplane.model.net import Family, IPAddress, Protocol
 from dataplane.model.objects import Problem
 
 FLOW = SocketFlow(
@@ -33,6 +33,7 @@ class Looked(NodeSockets):
         self._maps = {Family.V4: 0}
         self.finds, self.looks = list(finds), 0
         self.asked_for: list[_Left] = []
+        self.refusals: list[OSError | None] = []
         self._not_closed = {}
 
     async def _gone(self) -> AsyncIterator[_Left]:
@@ -40,9 +41,9 @@ class Looked(NodeSockets):
         for one in self.finds.pop(0) if self.finds else ():
             yield one
 
-    async def _close(self, left: list[_Left]) -> int:
+    async def _close(self, left: list[_Left]) -> tuple[int, OSError | None]:
         self.asked_for += left
-        return len(left)
+        return len(left), self.refusals.pop(0) if self.refusals else None
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,37 @@ def test_a_record_without_a_socket_is_forgotten_unless_it_is_another_by_then(
     assert (LEFT.key in records) == anew
 
 
+NO_ROOM = OSError(errno.ENOBUFS, "sock_diag: No buffer space available")
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_what_a_look_was_refused_is_made_good_by_the_next(
+    records: dict[bytes, bytes], looks: int
+) -> None:
+    sockets = Looked(*[[LEFT]] * 4)
+    sockets.refusals = [NO_ROOM] * looks
+    asyncio.run(sockets._close_gone())
+    assert (sockets.looks, records) == (4, {})
+
+
+def test_a_refusal_is_nothing_once_no_record_is_left(records: dict[bytes, bytes]) -> None:
+    sockets = Looked([LEFT])
+    sockets.refusals = [NO_ROOM]
+    asyncio.run(sockets._close_gone())
+    assert sockets.looks == 2
+
+
+def test_what_the_last_look_was_refused_is_told_and_nothing_forgotten(
+    records: dict[bytes, bytes],
+) -> None:
+    sockets = Looked(*[[LEFT]] * 4)
+    sockets.refusals = [None, None, None, NO_ROOM]
+    with pytest.raises(OSError, match="No buffer space"):
+        asyncio.run(sockets._close_gone())
+    assert sockets.looks == 4
+    assert LEFT.key in records
+
+
 class Found:
     """sock_diag that finds the one socket, and notes what its record was when it was closed."""
 
@@ -109,7 +141,7 @@ def test_a_socket_is_called_by_its_frontend_until_it_is_closed(
     """One that is connected to the same pod anew, by another Service, is nobody's to close."""
     sockets, diag = Looked(), Found(records)
     sockets._diag = diag  # type: ignore[assignment]
-    assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (not anew)
+    assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (int(not anew), None)
     assert diag.at_end == ([] if anew else [records[LEFT.key]])
 
 
@@ -124,12 +156,29 @@ def test_a_socket_that_is_not_closed_keeps_no_other(
 
     def destroy(found: sockdiag.Found) -> bool:
         tried.append(found)
-        raise OSError(errno.EOPNOTSUPP, "closing a socket")
+        raise OSError(errno.EPERM, "closing a socket")
 
     monkeypatch.setattr(diag, "destroy", destroy)
-    with pytest.raises(OSError, match="closing a socket"):
-        asyncio.run(NodeSockets._close(sockets, [LEFT, other]))
+    closed, refused = asyncio.run(NodeSockets._close(sockets, [LEFT, other]))
+    assert (closed, str(refused)) == (0, "[Errno 1] closing a socket")
     assert len(tried) == 2
+
+
+def test_a_peer_that_can_not_be_asked_for_keeps_no_other(
+    records: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets, diag = Looked(), Found(records)
+    sockets._diag = diag  # type: ignore[assignment]
+    first = replace(LEFT, flow=replace(FLOW, backend=ip_address("10.244.1.10")))
+    connected_to = diag.connected_to
+
+    def refuse(peer: IPAddress, *rest: object) -> Iterator[sockdiag.Found]:
+        if peer == first.flow.backend:
+            raise NO_ROOM
+        yield from connected_to(peer, *rest)
+
+    monkeypatch.setattr(diag, "connected_to", refuse)
+    assert asyncio.run(NodeSockets._close(sockets, [first, LEFT])) == (1, NO_ROOM)
 
 
 def test_sockets_that_this_kernel_does_not_find_are_not_asked_for(
@@ -138,7 +187,7 @@ def test_sockets_that_this_kernel_does_not_find_are_not_asked_for(
     sockets, diag = Looked(), Found(records)
     sockets._diag = diag  # type: ignore[assignment]
     sockets._not_closed = {Protocol.UDP: Problem("kernel", "CONFIG_INET_UDP_DIAG", "")}
-    assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == 0
+    assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (0, None)
     assert diag.at_end == []
 
 

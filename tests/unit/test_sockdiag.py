@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from dataplane.kernel.sockdiag import SockDiag
+from dataplane.kernel.sockdiag import Found, SockDiag
 
 _ERROR, _DONE, _BY_FAMILY, _DESTROY = 2, 3, 20, 21
 _DUMP = 0x300
@@ -28,23 +28,35 @@ def number(kind: int, errno_: int) -> bytes:
     return message(kind, struct.pack("=i", -errno_))
 
 
+def numbered(datagram: bytes, request: int) -> bytes:
+    """Its messages as answers to this request."""
+    made, at = bytearray(datagram), 0
+    while at < len(made):
+        struct.pack_into("=I", made, at + 8, request)
+        at += (struct.unpack_from("=I", made, at)[0] + 3) & ~3
+    return bytes(made)
+
+
 class Kernel:
     """Answers each request with the messages that the test gives, by type and protocol."""
 
     def __init__(self, answers: dict[tuple[int, int], list[bytes]]) -> None:
         self.answers = answers
         self.asked: list[tuple[int, int, int]] = []
+        self.fails: list[OSError] = []
         self._waiting: list[bytes] = []
 
     def send(self, data: bytes) -> None:
-        _, kind, flags, *_ = struct.unpack_from("=IHHII", data)
+        _, kind, flags, request, _ = struct.unpack_from("=IHHII", data)
         protocol = data[17]
         assert flags & _DUMP == (_DUMP if kind == _BY_FAMILY else 0)
         (states,) = struct.unpack_from("=I", data, 20)
         self.asked.append((kind, protocol, states))
-        self._waiting = list(self.answers[kind, protocol])
+        self._waiting += [numbered(one, request) for one in self.answers[kind, protocol]]
 
     def recv(self, _size: int) -> bytes:
+        if self.fails:
+            raise self.fails.pop()
         return self._waiting.pop(0)
 
 
@@ -94,6 +106,34 @@ def test_what_a_kernel_lacks_has_its_name(dump: int, destroy: int, missing: str)
     diag, kernel = asking(answers)
     assert diag.missing(UDP) == missing
     assert kernel.asked[0] == (_BY_FAMILY, UDP, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "closed"), [(0, True), (errno.ENOENT, False), (errno.EOPNOTSUPP, False)]
+)
+def test_a_socket_that_came_to_its_end_meanwhile_is_gone(answer: int, closed: bool) -> None:
+    """Some kernels refuse one in TIME_WAIT as if no socket could be closed."""
+    diag, _ = asking({(_DESTROY, TCP): [number(_ERROR, answer)]})
+    assert diag.destroy(Found(socket.AF_INET, TCP, _ID)) is closed
+
+
+def test_a_socket_that_is_not_closed_is_an_error() -> None:
+    diag, _ = asking({(_DESTROY, TCP): [number(_ERROR, errno.EPERM)]})
+    with pytest.raises(PermissionError, match="closing a socket"):
+        diag.destroy(Found(socket.AF_INET, TCP, _ID))
+
+
+def test_what_a_failed_question_left_is_no_answer_to_the_next() -> None:
+    answers = {
+        (_BY_FAMILY, UDP): [message(_BY_FAMILY, _FOUND), number(_DONE, 0)],
+        (_DESTROY, UDP): [number(_ERROR, errno.ENOENT)],
+    }
+    diag, kernel = asking(answers)
+    kernel.fails = [OSError(errno.ENOBUFS, "no buffer space")]
+    with pytest.raises(OSError, match="no buffer space"):
+        list(diag.connected_to(PEER, 53, UDP))
+    assert diag.destroy(Found(socket.AF_INET6, UDP, _ID)) is False
+    assert [one.id for one in diag.connected_to(PEER, 53, UDP)] == [_ID]
 
 
 def test_this_kernel_finds_and_closes() -> None:

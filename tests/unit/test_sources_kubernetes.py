@@ -571,6 +571,10 @@ def test_a_kubeconfig_names_the_server_and_is_read_again_when_refused(
         ("[]", "kubeconfig"),
         ("a: [b", "kubeconfig:2:1: does not parse as YAML"),
         ("a: !!int ''", "kubeconfig:1:4: does not parse as YAML"),
+        ("a: !!bool x", "kubeconfig:1:4: does not parse as YAML: 'x' is no value of !!bool"),
+        ("a: 2026-99-99", "kubeconfig .*is not YAML: month must be"),
+        ("{}\n---\n{}", "kubeconfig.*is a second document"),
+        ("a: \0", "kubeconfig:1:4.* has a character"),
         ("- " * 100_000 + "x", "is nested too deep"),
     ],
 )
@@ -579,6 +583,16 @@ def test_a_kubeconfig_that_is_none_is_refused(tmp_path: Path, text: str | None, 
     if text is not None:
         path.write_text(text)
     with pytest.raises(BadInput, match=words):
+        Access.by_kubeconfig(path)
+
+
+def test_a_kubeconfig_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
+    """It may be another program's: a key given twice has its last value."""
+    path = kubeconfig(tmp_path / "kubeconfig", "https://192.0.2.1:6443", "one")
+    path.write_text(path.read_text().replace('{"server"', '{"server": "https://a", "server"'))
+    assert Access.by_kubeconfig(path).server == "https://192.0.2.1:6443"
+    path.write_text(path.read_text().replace('"current-context": "c"', '"current-context": "d"'))
+    with pytest.raises(BadInput, match=r"kubeconfig: .*Expected object with name d"):
         Access.by_kubeconfig(path)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _CHUNK = 1 << 16
 _LONGEST_LINE = 64 << 20
 _LONGEST_REFUSAL = 64 << 10
 _CONNECTIONS = 8
+# What the API client's loader raises of YAML that is no kubeconfig.
+_REFUSALS = (ConfigException, ValueError, TypeError, AttributeError, LookupError)
 
 
 class Access:
@@ -159,19 +162,21 @@ class Access:
             return configuration
         what = f"kubeconfig {self._kubeconfig}"
         try:
-            # In our words: the loader takes a missing one for empty, and names no place.
-            read_one(what, self._kubeconfig)
+            self._kubeconfig.read_bytes()  # in our words: the loader takes a missing one for empty
             load_kube_config(
                 str(self._kubeconfig), client_configuration=configuration, persist_config=False
             )
         except OSError as error:
             raise BadInput(what, f"can't be read: {error.strerror}") from error
-        except (ConfigException, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise BadInput(what, str(error)) from error
-        except Exception as error:  # its YAML reader's, of a file that changed since ours read it
-            if not type(error).__module__.startswith("yaml"):
-                raise
-            raise BadInput(what, f"is not YAML: {' '.join(str(error).split())}") from error
+        except Exception as error:
+            if _is_yamls(error):
+                # Ours is stricter than kubectl, so it has no say in what is read; it knows places.
+                read_one(what, self._kubeconfig)
+                why = f"is not YAML: {' '.join(str(error).split())}"
+                raise BadInput(what, why) from error
+            if isinstance(error, _REFUSALS):
+                raise BadInput(what, str(error)) from error
+            raise
         if not urlsplit(configuration.host).hostname:
             raise BadInput(what, "names no server")
         self.server = configuration.host
@@ -252,6 +257,12 @@ def _decoded(text: bytes, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise garbage(kind, f"{_start(text)} is no object")
     return value
+
+
+def _is_yamls(error: Exception) -> bool:
+    """Whether the API client's YAML reader raised it, which may be of any class."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("yaml.") for frame, _ in frames)
 
 
 def _start(text: bytes) -> str:
