@@ -28,7 +28,11 @@ def listeners(wanted: Collection[int], proc: Path = Path("/proc")) -> dict[int, 
     for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)) if at else ():
         held = at.keys() & set(_descriptors(folder / "fd"))
         with suppress(OSError):
-            who = f"{(folder / 'comm').read_text().strip()} (pid {folder.name})" if held else ""
+            who = (
+                f"{(folder / 'comm').read_text(errors='replace').strip()} (pid {folder.name})"
+                if held
+                else ""
+            )
             for name in held:  # the first process that has it is its eldest
                 found[at.pop(name)] = who
         if not at:
