@@ -78,10 +78,10 @@ static __always_inline int from_uplink_handle(struct __sk_buff *skb, struct scra
 	/*
 	 * At the address where the other nodes send them, encapsulated packets come before all
 	 * else, from whomever: from_overlay counts, by name, what is from no node. At another
-	 * address the port may be a Service's.
+	 * address, or without an overlay, the port may be a Service's.
 	 */
-	if (p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == n->vxlan_port &&
-	    addr_equal(&p->tuple.dst, &n->primary))
+	if (n->flags & (NODE_VXLAN | NODE_DIRECT) && p->tuple.protocol == IPPROTO_UDP &&
+	    p->tuple.dport == n->vxlan_port && addr_equal(&p->tuple.dst, &n->primary))
 		return ACTION_PASS;
 	if (FAMILY == 6 && p->icmp_error)
 		from_uplink_learn_mtu(skb, p, n);

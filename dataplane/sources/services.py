@@ -29,7 +29,7 @@ from dataplane.sources.kinds import (
 )
 
 POLICIES = ("SingleStack", "PreferDualStack", "RequireDualStack")
-_TYPES = {t.value: t for t in ServiceType if t is not ServiceType.HEADLESS}
+_TYPES = {t.value: t for t in ServiceType if t not in (ServiceType.HEADLESS, ServiceType.HOST_PORT)}
 _AFFINITY_SECONDS = 10_800
 _DAY = 86_400
 

@@ -99,18 +99,18 @@ class Reference:
         if is_group(source) or is_nowhere(source) or is_link_local_v6(source) or stolen:
             # the host takes its own broken packets itself
             if to in places_of(self.world).own:
-                return self._pass(flow, rules.HOST)
+                return self._pass(flow, rules.HOST, name)
             return _drop(rules.IMPOSSIBLE_ADDRESS, name)
-        if (
-            self.world.vxlan
-            and to in places_of(self.world).own
-            and self._is_overlay(flow, to, flow.port)
-        ):
-            # nodes send to each other's primary address: who sends elsewhere is behind a node
-            feigned = to != self.world.primary(flow.family) and self.frontend(flow) is None
-            if feigned and source in {a for node in self.world.nodes for a in node.addresses}:
-                return _drop(rules.OVERLAY_PORT)
-            return self._pass(flow, rules.HOST)
+        tunnels = self.world.vxlan or self.world.direct_return
+        if tunnels and to in places_of(self.world).own and self._is_overlay(flow, to, flow.port):
+            # nodes send to each other's primary address, whatever a Service may want there
+            if to == self.world.primary(flow.family):
+                return self._pass(flow, rules.HOST, name)
+            # who sends elsewhere is hidden behind a node
+            others = {a for node in self.world.nodes for a in node.addresses}
+            if asked is None:
+                feigned = source in others
+                return _drop(rules.OVERLAY_PORT) if feigned else self._pass(flow, rules.HOST)
         return None
 
     # ---- 2: Services ----
@@ -156,10 +156,12 @@ class Reference:
         """loadBalancerSourceRanges, for everybody; a family without a range is open to all."""
         service, family = frontend.service, flow.family
         ranges = [r for r in service.source_ranges if r.version == family]
-        if not ranges or any(flow.source in r for r in ranges):
+        node = self.world.primary(family)
+        # all sockets of the node are one client (docs/decisions/0017)
+        source = node if node is not None and flow.entry is Entry.NODE else flow.source
+        if not ranges or any(source in r for r in ranges):
             return True
         # A node that has the address itself sends from it (proxier.go: allowFromNode).
-        node = self.world.primary(family)
         inside = node is not None and any(node in r for r in ranges)
         return inside and flow.source in service.load_balancer_ips
 
@@ -211,12 +213,12 @@ class Reference:
         others = {a for node in self.world.nodes for a in node.addresses}
         return address in places_of(self.world).own or (self.world.vxlan and address in others)
 
-    def _pass(self, flow: FlowQuestion, rule: Rule) -> Answer:
+    def _pass(self, flow: FlowQuestion, rule: Rule, name: str = "") -> Answer:
         packet = Rewritten(flow.source, flow.source_port, flow.destination, flow.port)
         # what is of the link stays there; the node's stack may know a segment that we don't
         if flow.opens and rule is not rules.LINK:
             packet = packet_to(self.world, flow, (flow.destination, flow.port), is_hidden=False)
-        return Answer(Verdict.PASS, rule, packets=(packet,))
+        return Answer(Verdict.PASS, rule, name, packets=(packet,))
 
 
 _NOBODY = {

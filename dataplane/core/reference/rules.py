@@ -131,7 +131,8 @@ OVERLAY_PORT = Rule(
 )
 MASQUERADE_PORT = Rule(
     "masquerade-port",
-    "a masquerade port of this node without a flow, which its stack would reset",
+    "a masquerade port of this node without a flow, which its stack would reset;"
+    " a process that listens there, of which explain knows none, gets it",
     "docs/architecture.md",
 )
 

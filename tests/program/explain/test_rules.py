@@ -296,6 +296,8 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 RANGES = (*NODES, service(loadBalancerSourceRanges=["@friends"]), piece("a1"))
 OTHERS = (*NODES, service(loadBalancerSourceRanges=["@^friends"]), piece("a1"))
+NODE_RANGE = (*NODES, service(loadBalancerSourceRanges=["@only-here"]), piece("a1"))
+OTHER_RANGE = (*NODES, service(loadBalancerSourceRanges=["@only-here2"]), piece("a1"))
 PORTS = [
     {"name": "tcp", "port": 53, "nodePort": 30053},
     {"name": "udp", "port": 53, "nodePort": 30053, "protocol": "UDP"},
@@ -341,10 +343,17 @@ ASKED = (  # by hostIP
         {"containerPort": 53, "hostPort": 53, "hostIP": "@outside"},
         {"containerPort": 53, "hostPort": 53, "hostIP": "@there", "protocol": "UDP"}),
 )  # fmt: skip
+OWN_8472 = (pod("a1", {"containerPort": 8472, "hostPort": 8472, "protocol": "UDP"}),)
 BARE = (node("here", "east"), node("there", "west"), service(), piece("a1", "b1"))
 ROWS |= {
     "source ranges admit": forward(RANGES, "friend", "balancer:80", "a1", HIDDEN),
     "source ranges keep others out": Row(RANGES, "outside", "balancer:80", "drop"),
+    "source ranges admit the node's sockets by its primary address": forward(
+        NODE_RANGE, "here2", "balancer:80", "a1", HIDDEN
+    ),
+    "source ranges of the node's other address admit none of its sockets": Row(
+        OTHER_RANGE, "here2", "balancer:80", "drop"
+    ),
     "source ranges keep pods out": Row(RANGES, "a2", "balancer:80", "drop"),
     "source ranges do not guard the NodePort": forward(RANGES, "outside", "here:30080", "a1", HIDDEN),
     "source ranges do not guard external IPs": forward(RANGES, "outside", "external:80", "a1", HIDDEN),
@@ -377,6 +386,13 @@ ROWS |= {
         for sender, source, to in (("outside", "outside", "here:30080"), ("a pod", "a2", "web:80"))
         for whose, objects in (("another node's", THEIR_OVERLAY), ("its node's", OWN_OVERLAY))
     },
+    "in native mode the port is a Service's like any other": with_config(
+        forward((*NODES, *OWN_8472), "outside", "here:8472", "a1:8472", SEEN, protocol="udp"),
+        mode="native",
+    ),
+    "with an overlay it is the node's": Row(
+        (*NODES, *OWN_8472), "outside", "here:8472", "pass", protocol="udp"
+    ),
     "another node to where nodes send encapsulated packets": Row(
         BOTH, "there", "here:8472", "pass", protocol="udp"
     ),
