@@ -39,7 +39,7 @@ from dataplane.kernel.maps import Writer
 from dataplane.kernel.netlink import Links, NetlinkError
 from dataplane.kernel.source import bundle_path
 from dataplane.model.constants import NameKind
-from dataplane.model.errors import BadEnvironment, TableFull
+from dataplane.model.errors import BadEnvironment, NoMemory, TableFull
 from dataplane.model.net import Family
 from dataplane.model.objects import Batch, Node, Problem
 from dataplane.model.rows import NameKey, NameRow, NodeRow, PeerRow, Table
@@ -359,5 +359,5 @@ class NodeDatapath:
 
 
 def _no_room(full: TableFull) -> Problem:
-    field = "mapSizes" if "mapSizes" in full.next_step else "kernel"  # it may lack memory instead
+    field = "kernel" if isinstance(full, NoMemory) else "mapSizes"
     return Problem(full.what, field, f"{full.why}; {full.next_step}")

@@ -19,7 +19,7 @@ from dataplane.core.plan import Delete, Grace, Key, Plan, Row, Upsert
 from dataplane.kernel import bpf, loader
 from dataplane.kernel.bpf import BpfError
 from dataplane.kernel.loader import Datapath
-from dataplane.model.errors import BadEnvironment, Contradiction, TableFull
+from dataplane.model.errors import BadEnvironment, Contradiction, NoMemory, TableFull
 from dataplane.model.rows import Table
 
 _FULL = frozenset({errno.E2BIG, errno.ENOSPC})
@@ -178,12 +178,12 @@ class Writer:
             if error.errno == errno.ENOMEM:
                 why = "the kernel has no memory for it"
                 step = "give the machine, or the agent's cgroup, more memory and restart the agent"
+                yield NoMemory(what, why, step)
             elif error.errno in _FULL:
                 why = f"the map is full at {opened.info.max_entries} entries"
-                step = f"raise mapSizes.{opened.table.name}"
+                yield TableFull(what, why, f"raise mapSizes.{opened.table.name}")
             else:
                 raise _refusal(opened.table, key, error) from error
-            yield TableFull(what, why, step)
 
     def _delete(self, opened: _Open, keys: Sequence[Key]) -> None:
         packed, done = b"".join(map(opened.codec.key, keys)), 0

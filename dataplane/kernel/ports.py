@@ -27,14 +27,12 @@ def listeners(wanted: Collection[int], proc: Path = Path("/proc")) -> dict[int, 
     at = {f"socket:[{inode}]": port for inode, port in _inodes(proc) if port in found}
     for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)) if at else ():
         held = at.keys() & set(_descriptors(folder / "fd"))
+        if not held:
+            continue
         with suppress(OSError):
-            who = (
-                f"{(folder / 'comm').read_text(errors='replace').strip()} (pid {folder.name})"
-                if held
-                else ""
-            )
+            command = (folder / "comm").read_text(errors="replace").strip()
             for name in held:  # the first process that has it is its eldest
-                found[at.pop(name)] = who
+                found[at.pop(name)] = f"{command} (pid {folder.name})"
         if not at:
             break
     return found

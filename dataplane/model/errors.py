@@ -50,7 +50,11 @@ class CompileError(BadEnvironment):
 
 
 class TableFull(PodlaneError):
-    """A map has no room for an object, or the kernel no memory; the rest is served."""
+    """A map has no room for an object; the rest is served."""
+
+
+class NoMemory(TableFull):
+    """The map had room for it, the kernel no memory."""
 
 
 class RangeFull(PodlaneError):

@@ -135,12 +135,18 @@ class Found:
         return True
 
 
+def closing(records: dict[bytes, bytes]) -> tuple[Looked, Found]:
+    """Sockets that are closed by this sock_diag."""
+    sockets, diag = Looked(), Found(records)
+    sockets._diag = diag  # type: ignore[assignment]
+    return sockets, diag
+
+
 def test_a_socket_is_called_by_its_frontend_until_it_is_closed(
     records: dict[bytes, bytes], anew: bool
 ) -> None:
     """One that is connected to the same pod anew, by another Service, is nobody's to close."""
-    sockets, diag = Looked(), Found(records)
-    sockets._diag = diag  # type: ignore[assignment]
+    sockets, diag = closing(records)
     assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (int(not anew), None)
     assert diag.at_end == ([] if anew else [records[LEFT.key]])
 
@@ -148,8 +154,7 @@ def test_a_socket_is_called_by_its_frontend_until_it_is_closed(
 def test_a_socket_that_is_not_closed_keeps_no_other(
     records: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sockets, diag = Looked(), Found(records)
-    sockets._diag = diag  # type: ignore[assignment]
+    sockets, diag = closing(records)
     other = replace(LEFT, flow=replace(FLOW, backend=ip_address("10.244.1.12")))
     monkeypatch.setattr(sockets, "_stands", lambda _one: True)
     tried = []
@@ -167,8 +172,7 @@ def test_a_socket_that_is_not_closed_keeps_no_other(
 def test_a_peer_that_can_not_be_asked_for_keeps_no_other(
     records: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sockets, diag = Looked(), Found(records)
-    sockets._diag = diag  # type: ignore[assignment]
+    sockets, diag = closing(records)
     first = replace(LEFT, flow=replace(FLOW, backend=ip_address("10.244.1.10")))
     connected_to = diag.connected_to
 
@@ -184,8 +188,7 @@ def test_a_peer_that_can_not_be_asked_for_keeps_no_other(
 def test_sockets_that_this_kernel_does_not_find_are_not_asked_for(
     records: dict[bytes, bytes],
 ) -> None:
-    sockets, diag = Looked(), Found(records)
-    sockets._diag = diag  # type: ignore[assignment]
+    sockets, diag = closing(records)
     sockets._not_closed = {Protocol.UDP: Problem("kernel", "CONFIG_INET_UDP_DIAG", "")}
     assert asyncio.run(NodeSockets._close(sockets, [LEFT])) == (0, None)
     assert diag.at_end == []

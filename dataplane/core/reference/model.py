@@ -106,10 +106,9 @@ class Reference:
             # nodes send to each other's primary address, whatever a Service may want there
             if to == self.world.primary(flow.family):
                 return self._pass(flow, rules.HOST, name)
-            # who sends elsewhere is hidden behind a node
-            others = {a for node in self.world.nodes for a in node.addresses}
             if asked is None:
-                feigned = source in others
+                # a node that sends elsewhere hides somebody else
+                feigned = source in self._of_nodes
                 return _drop(rules.OVERLAY_PORT) if feigned else self._pass(flow, rules.HOST)
         return None
 
@@ -210,8 +209,13 @@ class Reference:
         """Whether this is the overlay's port, of the node or of another in VXLAN mode."""
         if flow.protocol is not Protocol.UDP or port != self.world.vxlan_port:
             return False
-        others = {a for node in self.world.nodes for a in node.addresses}
-        return address in places_of(self.world).own or (self.world.vxlan and address in others)
+        own = address in places_of(self.world).own
+        return own or (self.world.vxlan and address in self._of_nodes)
+
+    @cached_property
+    def _of_nodes(self) -> frozenset[IPAddress]:
+        """The addresses of the other nodes."""
+        return frozenset(a for node in self.world.nodes for a in node.addresses)
 
     def _pass(self, flow: FlowQuestion, rule: Rule, name: str = "") -> Answer:
         packet = Rewritten(flow.source, flow.source_port, flow.destination, flow.port)
